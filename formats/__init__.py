@@ -1,0 +1,1 @@
+"""ISMRMRD files, simulation, and pictures."""

@@ -1,0 +1,1 @@
+"""The gadgets, and the items that travel between them."""

@@ -1,0 +1,1 @@
+"""Who runs a pipeline: the embedded host and the command line."""

@@ -1,0 +1,1 @@
+"""Encoding operator, coil sensitivities, reconstructions, and the cards of trained networks."""

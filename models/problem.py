@@ -1,0 +1,106 @@
+"""One plane to reconstruct: what is known beside the data themselves."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voxelsigma.models.fourier import ifft_centred
+from voxelsigma.models.grid import (
+    Window,
+    acquired_window,
+    apply_axes,
+    interpolation_matrix,
+    kspace_matrix,
+    linear_matrix,
+    symmetric_window,
+)
+from voxelsigma.noise.covariate import zero_filled_variance
+from voxelsigma.noise.sketch import Covariate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneProblem:
+    """A plane of Cartesian k-space and the image that is wanted of it.
+
+    Parameters
+    ----------
+    sensitivities
+        Unit-norm coil sensitivities over the encoded field of view, shape `(coils, y, x)`, complex, on any
+        matrix; they are interpolated to the grid of the reconstruction.
+    variance
+        Complex noise variance of each sample, shape `(k1, k0)`, the encoded matrix; 0 where not sampled.
+    limits
+        First and last encoded position of each axis, as indices of the encoded matrix.
+    size
+        Matrix of the wanted image, `(y, x)`.
+    field_of_view
+        Its field of view over the encoded one, `(y, x)`.
+    """
+
+    sensitivities: Tensor
+    variance: Tensor
+    limits: tuple[tuple[int, int], tuple[int, int]]
+    size: tuple[int, int]
+    field_of_view: tuple[float, float] = (1.0, 1.0)
+
+    def windows(self, *, symmetric: bool) -> tuple[Window, Window]:
+        """The acquired grid of both axes; around the origin where an image model needs that."""
+        sampled = self.variance > 0
+        windows = (
+            acquired_window(sampled.any(dim=1), self.limits[0]),
+            acquired_window(sampled.any(dim=0), self.limits[1]),
+        )
+        return (symmetric_window(windows[0]), symmetric_window(windows[1])) if symmetric else windows
+
+    def acceleration(self) -> float:
+        """R: encoded over acquired samples, repeats counted, on the acquired grid."""
+        weights = self.cropped_weights(self.windows(symmetric=False))
+        return weights.numel() / float(weights.sum())
+
+    def cropped_weights(self, windows: tuple[Window, Window]) -> Tensor:
+        """Readouts averaged into each sample, `2 / variance`, on a window; 0 where not sampled."""
+        variance = windows[1].crop(windows[0].crop(self.variance, -2), -1)
+        return torch.where(variance > 0, 2 / variance.clamp_min(1e-12), torch.zeros_like(variance))
+
+    def sensitivities_on(self, size: tuple[int, int], field_of_view: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+        """Sensitivities on another grid, unit-norm wherever the coils see the voxel."""
+        matrices = [
+            linear_matrix(points, wanted, part)
+            for points, wanted, part in zip(self.sensitivities.shape[-2:], size, field_of_view, strict=True)
+        ]
+        if matrices == [None, None]:
+            return self.sensitivities
+        maps = apply_axes(matrices, self.sensitivities)
+        norm = maps.abs().square().sum(dim=-3, keepdim=True).sqrt()
+        return torch.where(norm > 0.5, maps / norm.clamp_min(1e-6), torch.zeros_like(maps))
+
+    def output_matrices(self, windows: tuple[Window, Window]) -> tuple[Tensor | None, Tensor | None]:
+        """Zero-filled interpolation from a window's grid to the wanted image, one matrix an axis."""
+        rows, columns = (
+            interpolation_matrix(window, size, part)
+            for window, size, part in zip(windows, self.size, self.field_of_view, strict=True)
+        )
+        return rows, columns
+
+    def covariate(self) -> Covariate:
+        """The zero-filled image on the wanted grid, and its closed-form variance."""
+        windows = self.windows(symmetric=True)
+        sensitivities = self.sensitivities_on(self.size, self.field_of_view)
+        device = self.variance.device
+        rows, columns = (
+            kspace_matrix(window, size, part).to(device, sensitivities.dtype)
+            for window, size, part in zip(windows, self.size, self.field_of_view, strict=True)
+        )
+        plain = self.output_matrices(windows) == (None, None)
+
+        def push(probes: Tensor) -> Tensor:
+            samples = windows[1].crop(windows[0].crop(probes, -2), -1)
+            coil_images = ifft_centred(samples) if plain else apply_axes((rows, columns), samples)
+            # coil images: (probes, coils, y, x) -> (probes, y, x)
+            return (sensitivities.conj() * coil_images).sum(dim=-3)
+
+        cropped = windows[1].crop(windows[0].crop(self.variance, -2), -1)
+        carried = (rows[0] != 0).unsqueeze(1) & (columns[0] != 0)
+        variance = zero_filled_variance(sensitivities, cropped * carried)
+        return Covariate(push=push, variance=variance.double())

@@ -1,0 +1,1 @@
+"""The mathematics of noise: covariance, probes, linearization, sketch, and the exact references."""

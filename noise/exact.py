@@ -1,0 +1,136 @@
+"""Exact σ where it is cheap: column by column for linear reconstructions, row by row for small networks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from voxelsigma.noise.sketch import phase_factor
+
+
+def column_variance(
+    sensitivities: Tensor,
+    weights: Tensor,
+    regularization: float,
+    *,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> Tensor:
+    r"""Exact noise variance of regularised least squares SENSE with sampling that varies along y only.
+
+    After the inverse FFT along the readout every column x is a small problem of its own, with
+    :math:`H_{ij} = \sum_c S^*_{c,i} S_{c,j} \, [F^H \operatorname{diag}(w) F]_{ij}`:
+
+    .. math:: \operatorname{Cov}_x = 2\,(H_x + \lambda)^{-1} H_x (H_x + \lambda)^{-1}
+
+    (Pruessmann et al., Magn Reson Med 1999, eq. 20, for weights :math:`w_k = 2/\operatorname{Var}_k`, the number of
+    readouts averaged into line k). A linear interpolation :math:`P_y` after it gives
+    :math:`P_y \operatorname{Cov}_x P_y^H`; columns are independent, so :math:`P_x` adds their variances.
+
+    Parameters
+    ----------
+    sensitivities
+        Shape `(coils, y, x)`, complex.
+    weights
+        w of each phase encoding line, shape `(k1,)`, real; 0 where not sampled.
+    regularization
+        Tikhonov λ, at least 0.
+    rows
+        Interpolation :math:`P_y` to the output grid, shape `(y_out, y)`; None for none.
+    columns
+        Interpolation :math:`P_x`, shape `(x_out, x)`; None for none.
+
+    Returns
+    -------
+        Complex variance :math:`E|u|^2`, shape `(y_out, x_out)`, float64: twice that of one component.
+
+    Raises
+    ------
+    ValueError
+        If a column's normal matrix is singular: λ = 0 with fewer samples than unknowns.
+    """
+    wide = sensitivities.to(torch.complex128)
+    transfer = _transfer(weights.to(torch.float64))
+    # S: (coils, y, x) -> (x, y, coils); H: (x, y, y)
+    by_column = wide.permute(2, 1, 0)
+    normal = (by_column.conj() @ by_column.mT) * transfer
+    dead = torch.diagonal(normal, dim1=-2, dim2=-1).real == 0
+    system = normal + torch.diag_embed(dead.to(normal.dtype) + regularization)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    diagonal = torch.diagonal(factor, dim1=-2, dim2=-1).real
+    singular = (failed > 0) | (diagonal.amin(dim=-1) < 1e-7 * diagonal.amax(dim=-1))
+    if bool(singular.any()):
+        column = int(singular.nonzero()[0])
+        raise ValueError(
+            f"sense: least squares is singular at readout position {column}: {int((weights > 0).sum())} lines of "
+            f"{sensitivities.shape[0]} coils do not determine {int((~dead[column]).sum())} voxels at "
+            f"regularization {regularization:g}; choose a regularization above 0"
+        )
+    size = sensitivities.shape[1]
+    wanted = torch.eye(size, dtype=torch.complex128) if rows is None else rows.to(torch.complex128)
+    # Z = (H + λ)⁻¹ P^H: (x, y, y_out); variance = 2 diag(Z^H H Z): (x, y_out)
+    solved = torch.cholesky_solve(wanted.mH.expand(len(system), -1, -1).contiguous(), factor)
+    variance = 2 * (solved.conj() * (normal @ solved)).sum(dim=-2).real
+    if columns is not None:
+        variance = columns.abs().square().to(torch.float64) @ variance
+    return variance.mT.contiguous()
+
+
+def jacobian_variance(
+    reconstruction: Callable[[Tensor], Tensor],
+    kspace: Tensor,
+    variance: Tensor,
+    *,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
+    r"""Exact noise variance of any differentiable reconstruction, from the rows of its Jacobian.
+
+    One row a voxel and component by reverse mode: for small images and for tests.
+
+    .. math:: \operatorname{Var}\big(\Re(e^{-i\phi_i} u_i)\big)
+        = \sum_k \tfrac12 \operatorname{Var}_k \, |\partial_k \Re(e^{-i\phi_i} x_i)|^2
+
+    with :math:`\partial_k` the gradient in real and imaginary part of sample k.
+
+    Parameters
+    ----------
+    reconstruction
+        From k-space `(coils, k1, k0)` to a complex image `(y, x)`.
+    kspace
+        The measured data, shape `(coils, k1, k0)`.
+    variance
+        Complex noise variance of each sample, shape `(k1, k0)`.
+    chunk
+        Rows at a time.
+
+    Returns
+    -------
+        Variance of the in-phase component, and :math:`E|u|^2`, shape `(y, x)` each.
+    """
+    image, pull = torch.func.vjp(reconstruction, kspace)
+    direction = phase_factor(image).to(image.dtype)
+    total = [_row_energy(pull, turn, variance, chunk) for turn in (direction, 1j * direction)]
+    return total[0], total[0] + total[1]
+
+
+def _row_energy(
+    pull: Callable[[Tensor], tuple[Tensor, ...]], direction: Tensor, variance: Tensor, chunk: int
+) -> Tensor:
+    """Noise variance of one component of every voxel."""
+    voxels = torch.arange(direction.numel())
+    energies = []
+    for part in voxels.split(chunk):
+        cotangents = torch.zeros((len(part), direction.numel()), dtype=direction.dtype)
+        cotangents[torch.arange(len(part)), part] = direction.flatten()[part]
+        rows = torch.func.vmap(lambda t: pull(t)[0])(cotangents.reshape(-1, *direction.shape))
+        energies.append((rows.abs().square() * variance / 2).flatten(1).sum(dim=1))
+    return torch.cat(energies).reshape(direction.shape)
+
+
+def _transfer(weights: Tensor) -> Tensor:
+    r"""The matrix :math:`F^H \operatorname{diag}(w) F` of a centred orthonormal FFT, shape `(y, y)`, complex128."""
+    size = len(weights)
+    origin = size // 2
+    index = torch.arange(size, dtype=torch.float64) - origin
+    fourier = torch.exp(-2j * torch.pi * torch.outer(index, index) / size) / size**0.5
+    return fourier.mH @ (weights.to(fourier.dtype).unsqueeze(1) * fourier)

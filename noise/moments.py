@@ -1,0 +1,83 @@
+"""Second-order sums of pushed probes: all that a sketch remembers, whatever the number of probes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    r"""Sums over probes of products of pushed probes u and covariates w, per voxel, in double precision.
+
+    From these six both maps follow: with :math:`a = \Re(e^{-i\phi} u)` and :math:`b = \Re(e^{-i\phi} w)`,
+
+    .. math:: \sum a b = \tfrac12 \Re\Big(\sum u w^* + e^{-2i\phi} \sum u w\Big).
+
+    Parameters
+    ----------
+    count
+        Number of probes S.
+    u_abs, w_abs
+        :math:`\sum |u|^2` and :math:`\sum |w|^2`, shape `(...)`, float64.
+    u_u, w_w, u_wc, u_w
+        :math:`\sum u^2`, :math:`\sum w^2`, :math:`\sum u w^*` and :math:`\sum u w`, complex128.
+    """
+
+    count: int
+    u_abs: Tensor
+    u_u: Tensor
+    w_abs: Tensor
+    w_w: Tensor
+    u_wc: Tensor
+    u_w: Tensor
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Moments of both sets of probes together."""
+        return Moments(
+            count=self.count + other.count,
+            u_abs=self.u_abs + other.u_abs,
+            u_u=self.u_u + other.u_u,
+            w_abs=self.w_abs + other.w_abs,
+            w_w=self.w_w + other.w_w,
+            u_wc=self.u_wc + other.u_wc,
+            u_w=self.u_w + other.u_w,
+        )
+
+
+def moments(pushed: Tensor, covariate: Tensor | None) -> Moments:
+    """Sum over a batch of probes.
+
+    Parameters
+    ----------
+    pushed
+        Pushed probes u, shape `(probes, ...)`, complex or real.
+    covariate
+        Their covariates w, same shape; None counts as 0.
+    """
+    u = pushed.to(torch.complex128)
+    w = torch.zeros_like(u) if covariate is None else covariate.to(torch.complex128)
+    return Moments(
+        count=len(u),
+        u_abs=(u * u.conj()).sum(dim=0).real,
+        u_u=(u * u).sum(dim=0),
+        w_abs=(w * w.conj()).sum(dim=0).real,
+        w_w=(w * w).sum(dim=0),
+        u_wc=(u * w.conj()).sum(dim=0),
+        u_w=(u * w).sum(dim=0),
+    )
+
+
+def projected(plain: Tensor, conjugated: Tensor, direction: Tensor) -> Tensor:
+    r"""Sum of products of in-phase components: :math:`\tfrac12 \Re(\sum u w^* + e^{-2i\phi} \sum u w)`.
+
+    Parameters
+    ----------
+    plain
+        :math:`\sum u w`, complex.
+    conjugated
+        :math:`\sum u w^*`, complex or real.
+    direction
+        :math:`e^{i\phi}`, complex.
+    """
+    return 0.5 * (conjugated.real + (direction.conj() ** 2 * plain).real)

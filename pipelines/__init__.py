@@ -1,0 +1,1 @@
+"""Gadgetron XML configurations, shipped as package data."""
