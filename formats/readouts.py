@@ -1,6 +1,7 @@
 """Readouts in blocks: how raw data travel inside a process."""
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +42,13 @@ class ReadoutBlock:
     def select(self, chosen: npt.NDArray[Any] | slice) -> "ReadoutBlock":
         """Some of the readouts, in order."""
         return ReadoutBlock(self.headers[chosen], self.samples[chosen], self.trajectory[chosen])
+
+    def runs(self, mark: npt.NDArray[Any]) -> Iterator[tuple["ReadoutBlock", Any]]:
+        """Split where a mark of the readouts, shape `(readouts,)`, changes; each part with its mark."""
+        edges = [0, *(np.flatnonzero(mark[1:] != mark[:-1]) + 1).tolist(), len(self)]
+        for start, stop in itertools.pairwise(edges):
+            if stop > start:
+                yield self.select(slice(start, stop)), mark[start]
 
     def with_samples(self, samples: Samples) -> "ReadoutBlock":
         """The same readouts with other samples."""

@@ -44,6 +44,8 @@ class NoiseCovariance:
         Where it comes from, in words for a log or a map's metadata: `noise readouts`, `edge of k-space`, …
     calibrated
         False if it was estimated from the imaging data themselves: maps made from it are `uncalibrated`.
+    applied_scale
+        Scale with which this stream was whitened by it; None if it was not.
     """
 
     matrix: ComplexArray
@@ -54,6 +56,7 @@ class NoiseCovariance:
     labels: tuple[str, ...] = field(default=())
     source: str = "noise readouts"
     calibrated: bool = True
+    applied_scale: float | None = None
 
     @property
     def coils(self) -> int:

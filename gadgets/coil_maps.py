@@ -1,0 +1,10 @@
+"""The gadget `coil_maps`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.coil_maps" target="gadget" .../>`."""
+
+from typing import Any
+
+
+def gadget(connection: Any) -> None:
+    """Serve one connection of Gadgetron's `external` node."""
+    from voxelsigma.gadgets.entry import run
+
+    run(connection, "coil_maps")

@@ -1,0 +1,36 @@
+"""What a gadget is told by whoever runs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from voxelsigma.formats.header import ScanHeader
+from voxelsigma.gadgets.items import Stream
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The scan, and where progress is reported.
+
+    Parameters
+    ----------
+    header
+        The ISMRMRD header.
+    progress
+        Told (stage, done, total) now and then; total is 0 where it is not known.
+    """
+
+    header: ScanHeader
+    progress: Callable[[str, int, int], None] = field(default=_silent)
+
+
+class Gadget(Protocol):
+    """A callable on a stream of items."""
+
+    def __call__(self, items: Stream) -> Stream:
+        """Items in, items out; what the gadget does not know passes unchanged and in order."""
+        ...

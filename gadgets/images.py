@@ -1,0 +1,161 @@
+"""Image items: headers from the raw data, metadata, and series numbers that never mix types or sizes."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from ismrmrd import Acquisition, AcquisitionHeader, Image, Meta, constants
+
+from voxelsigma.gadgets.items import KSpace
+
+logger = logging.getLogger("voxelsigma.images")
+
+SERIES_IMAGE: Final = 1
+SERIES_SIGMA: Final = 2000
+SERIES_SIGMA_COMPLEX: Final = 2010
+SERIES_SIGMA_ERROR: Final = 2020
+SERIES_SNR: Final = 2100
+SERIES_GFACTOR: Final = 2200
+
+MetaValue = str | float | int | list[str]
+
+
+@dataclass(slots=True)
+class SeriesNumbers:
+    """Gives every combination of series, type and size a number of its own, and counts the images of each."""
+
+    _layouts: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    _counts: dict[int, int] = field(default_factory=dict)
+
+    def take(self, base: int, array: npt.NDArray[np.generic]) -> tuple[int, int]:
+        """Series and image index for an array: the base, or the next number that fits its type and size.
+
+        Raises
+        ------
+        ValueError
+            If ten numbers from the base are taken by others.
+        """
+        layout = (array.dtype.str, array.shape)
+        for series in range(base, base + 10):
+            if self._layouts.setdefault(series, layout) == layout:
+                self._counts[series] = self._counts.get(series, 0) + 1
+                return series, self._counts[series]
+        raise ValueError(
+            f"image series {base} to {base + 9} hold other types or sizes than {layout[0]} {layout[1]}; "
+            "a scan with more than ten sizes cannot be numbered"
+        )
+
+
+def make_image(
+    array: npt.NDArray[np.generic],
+    kspace: KSpace,
+    numbers: SeriesNumbers,
+    base: int,
+    meta: Mapping[str, MetaValue],
+) -> Image:
+    """An image item with the geometry, position and counters of its raw data.
+
+    Parameters
+    ----------
+    array
+        Shape `(z, y, x)`, float32, uint16 or complex64.
+    kspace
+        What it was made from.
+    numbers
+        Series numbers given so far.
+    base
+        Series it belongs to.
+    meta
+        Metadata; empty values are left out, since they come back from readers as the word `None`.
+    """
+    series, index = numbers.take(base, array)
+    header = AcquisitionHeader.from_buffer_copy(kspace.central_header.tobytes())
+    complex_valued = np.iscomplexobj(array)
+    image = Image.from_array(
+        np.ascontiguousarray(array),
+        acquisition=Acquisition(header),
+        transpose=False,
+        image_type=constants.IMTYPE_COMPLEX if complex_valued else constants.IMTYPE_MAGNITUDE,
+        image_index=index,
+        image_series_index=series,
+        field_of_view=tuple(reversed(kspace.recon_fov_mm)),
+        average=0,
+    )
+    image.meta = Meta({key: value for key, value in meta.items() if value not in ("", [])})
+    return image
+
+
+def provenance(kspace: KSpace) -> dict[str, MetaValue]:
+    """What is known about the data of an image or map, as metadata."""
+    found: dict[str, MetaValue] = {
+        "Keep_image_geometry": 1,
+        "voxelsigma_incomplete": kspace.incomplete,
+        "voxelsigma_partial_fourier": f"{kspace.partial_fourier} (zero-filled)" if kspace.partial_fourier else "",
+    }
+    whitening = kspace.whitening
+    if whitening is None:
+        return {**found, "voxelsigma_noise_source": "none: data not whitened"}
+    found["voxelsigma_noise_source"] = whitening.source
+    found["voxelsigma_noise_calibrated"] = "yes" if whitening.calibrated else "no: uncalibrated"
+    if whitening.samples:
+        found |= {
+            "voxelsigma_noise_samples": whitening.samples,
+            "voxelsigma_noise_effective_samples": f"{whitening.effective_samples:.1f}",
+            "voxelsigma_noise_dwell_us": f"{whitening.dwell_time_us:g}",
+            "voxelsigma_noise_bandwidth": f"{whitening.bandwidth:g}",
+            "voxelsigma_noise_scale": f"{whitening.scale:.6g}",
+        }
+    return found
+
+
+def labels(kspace: KSpace) -> str:
+    """The warnings that every series of this data carries in its comment: ` uncalibrated`, ` incomplete`."""
+    words = []
+    if kspace.whitening is not None and not kspace.whitening.calibrated:
+        words.append("uncalibrated")
+    if kspace.incomplete:
+        words.append("incomplete")
+    return " ".join(words)
+
+
+def described(role: str | list[str], comment: str, history: list[str], kspace: KSpace) -> dict[str, MetaValue]:
+    """The metadata keys by which Gadgetron and MRD consoles know what an image is."""
+    warning = labels(kspace)
+    text = f"{comment} {warning}" if warning else comment
+    roles = [role] if isinstance(role, str) else role
+    return {
+        "DataRole": roles,
+        "GADGETRON_DataRole": roles[-1],
+        "ImageComments": text,
+        "GADGETRON_ImageComment": text,
+        "SeriesDescriptionAdditional": text.replace(" ", "_"),
+        "SequenceDescriptionAdditional": text.replace(" ", "_"),
+        "GADGETRON_SeqDescription": text.replace(" ", "_"),
+        "ImageProcessingHistory": history,
+        "GADGETRON_ImageProcessingHistory": history,
+        "Skip_processing_after_recon": 1,
+    }
+
+
+def quantized(array: npt.NDArray[np.float32], factor: float, what: str) -> npt.NDArray[np.uint16]:
+    """For consoles: scaled, rounded unsigned 16-bit integers; voxels beyond their range are counted and warned of."""
+    scaled = np.rint(array * factor)
+    beyond = int((scaled > 65535).sum())
+    if beyond:
+        logger.warning("%s: %d voxels are above %g and saturate as uint16", what, beyond, 65535 / factor)
+    return np.clip(scaled, 0, 65535).astype(np.uint16)
+
+
+def window(array: npt.NDArray[np.float32], factor: float = 1.0) -> dict[str, MetaValue]:
+    """Display window from 0 to the 99th percentile, in the units that are stored."""
+    top = float(np.percentile(np.abs(array), 99)) * factor or 1.0
+    centre, width = f"{top / 2:.6g}", f"{top:.6g}"
+    return {
+        "WindowCenter": centre,
+        "WindowWidth": width,
+        "GADGETRON_WindowCenter": centre,
+        "GADGETRON_WindowWidth": width,
+    }

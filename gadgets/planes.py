@@ -1,0 +1,150 @@
+"""From k-space items to planes on the device, and back to volumes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voxelsigma.gadgets.items import KSpace, Sensitivities
+from voxelsigma.gadgets.placement import ReadoutGeometry
+from voxelsigma.models.fourier import fft_centred, ifft_centred
+from voxelsigma.models.grid import Window, kspace_matrix
+from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.noise.probes import ProbeSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    """One plane to reconstruct.
+
+    Parameters
+    ----------
+    number
+        Its index: 0 for a slice, the readout position for a volume.
+    kspace
+        Shape `(coils, k1, k0)`, or `(coils, k2, k1)` of a volume.
+    problem
+        Everything else about it.
+    item
+        The k-space it is of.
+    """
+
+    number: int
+    kspace: Tensor
+    problem: PlaneProblem
+    item: KSpace
+
+    def probes(self, seed: int) -> ProbeSource:
+        """Probes with the noise of this plane."""
+        counters = (*self.item.key.counters(), self.number)
+        coils, device = len(self.kspace), self.kspace.device
+        readout = self.item.readout
+        if self.item.volumetric or readout is None:
+            return ProbeSource(
+                variance=self.problem.variance, coils=coils, seed=seed, counters=counters, device=device
+            )
+        size = self.kspace.shape[-1]
+        lines = torch.from_numpy(_line_variance(self.item))
+        variance = torch.zeros((len(lines), readout.size))
+        variance[:, readout.start : readout.stop] = lines.unsqueeze(1)
+        return ProbeSource(
+            variance=variance,
+            coils=coils,
+            seed=seed,
+            counters=counters,
+            through=lambda probes: _remove_oversampling(probes, size),
+            device=device,
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a property: `auto` is a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("property 'device' is 'cuda', but torch sees no GPU; 'auto' or 'cpu' would do")
+    return torch.device(name)
+
+
+def planes_of(kspace: KSpace, sensitivities: Sensitivities, device: torch.device) -> Iterator[Plane]:
+    """The planes of a slice (one) or of a volume (one a readout position of the wanted image).
+
+    A volume is decoupled by the inverse Fourier transform along its fully sampled readout, evaluated where the wanted
+    image has its voxels: white noise stays white within every plane.
+    """
+    maps = torch.from_numpy(sensitivities.maps).to(device)
+    if not kspace.volumetric:
+        yield Plane(
+            number=0,
+            kspace=torch.from_numpy(kspace.data[:, 0]).to(device),
+            problem=PlaneProblem(
+                sensitivities=maps[:, 0],
+                variance=torch.from_numpy(kspace.variance[0]).to(device),
+                limits=kspace.limits[1:],
+                size=kspace.recon_matrix[1:],
+                field_of_view=_fov_parts(kspace)[1:],
+            ),
+            item=kspace,
+        )
+        return
+    hybrid = decoupled(kspace, kspace.data)
+    # the transform is unitary: a plane's sample has the mean variance of its line
+    variance = torch.from_numpy(kspace.variance.mean(axis=2)).to(device)
+    for number in range(hybrid.shape[-1]):
+        yield Plane(
+            number=number,
+            kspace=hybrid[..., number].to(device),
+            problem=PlaneProblem(
+                sensitivities=maps[..., number],
+                variance=variance,
+                limits=kspace.limits[:2],
+                size=kspace.recon_matrix[:2],
+                field_of_view=_fov_parts(kspace)[:2],
+            ),
+            item=kspace,
+        )
+
+
+def decoupled(kspace: KSpace, data: "np.ndarray[tuple[int, ...], np.dtype[np.complex64]]") -> Tensor:
+    """Inverse Fourier transform along the readout, `(coils, k2, k1, k0)` to `(coils, k2, k1, x)`."""
+    length = data.shape[-1]
+    matrix = kspace_matrix(Window(0, length, length), kspace.recon_matrix[2], _fov_parts(kspace)[2])
+    return torch.from_numpy(data) @ matrix.to(torch.complex64).mT
+
+
+def assemble(kspace: KSpace, planes: list[Tensor]) -> Tensor:
+    """Planes `(y, x)` of a slice to `(1, y, x)`; planes `(z, y)` of a volume to `(z, y, x)`."""
+    return torch.stack(planes, dim=-1) if kspace.volumetric else planes[0].unsqueeze(0)
+
+
+def _fov_parts(kspace: KSpace) -> tuple[float, float, float]:
+    """Reconstructed over encoded field of view, `(z, y, x)`, at most 1."""
+    z, y, x = (
+        min(1.0, wanted / encoded)
+        for wanted, encoded in zip(kspace.recon_fov_mm, kspace.encoded_fov_mm, strict=True)
+    )
+    return z, y, x
+
+
+def _line_variance(kspace: KSpace) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    """Variance of the white noise of each line of a slice before its readout was cropped, shape `(k1,)`."""
+    assert kspace.readout is not None
+    readout = kspace.readout
+    part = ReadoutGeometry(readout.size, kspace.data.shape[-1]).matrix()[:, readout.start : readout.stop]
+    profile = (np.abs(part) ** 2).sum(axis=1)
+    return (kspace.variance[0].sum(axis=1) / profile.sum()).astype(np.float32)
+
+
+def _remove_oversampling(probes: Tensor, size: int) -> Tensor:
+    """Crop the readout's field of view, `(..., oversampled)` to `(..., size)`."""
+    oversampled = probes.shape[-1]
+    images = ifft_centred(probes, (-1,)).narrow(-1, oversampled // 2 - size // 2, size)
+    return fft_centred(images, (-1,))

@@ -1,0 +1,222 @@
+"""Reconstruction: k-space and sensitivities to an image in SNR units, by the method of a model card."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ismrmrd import Image
+from torch import Tensor
+
+from voxelsigma.gadgets.context import Context
+from voxelsigma.gadgets.images import SERIES_IMAGE, SeriesNumbers, described, make_image, provenance, window
+from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey
+from voxelsigma.gadgets.planes import Plane, assemble, pick_device, planes_of
+from voxelsigma.gadgets.properties import choice, number, several, text
+from voxelsigma.models.cards import ModelCard, Reconstructor, load_card, load_model
+from voxelsigma.noise.linearize import Linearization, linearize
+
+logger = logging.getLogger("voxelsigma.reconstruct")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructProperties:
+    """Properties of `reconstruct`.
+
+    `model` is a shipped card's name or the path of a YAML file; `regularization` is for linear methods; `output` is the
+    type of the image series. `linearization`, forwarded inside a chain only, hands the sketch what was computed here.
+    """
+
+    model: str = text("sense")
+    regularization: float | None = number(None, 0.0, 1e6)
+    output: str = choice("magnitude", "magnitude", "complex")
+    device: str = choice("auto", "auto", "cpu", "cuda")
+    forward: tuple[str, ...] = several((), "covariance", "kspace", "sensitivities", "linearization")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reconstruction:
+    """What `reconstruct` hands to `sketch` inside a process.
+
+    Parameters
+    ----------
+    image
+        The image item.
+    planes
+        Its planes.
+    functions
+        The reconstruction of each.
+    values
+        The complex image of each.
+    linearization
+        Of a slice's only plane; those of a volume's planes are made when needed.
+    card
+        The method.
+    sensitivities
+        How they were estimated.
+    """
+
+    image: Image
+    planes: list[Plane]
+    functions: list[Callable[[Tensor], Tensor]]
+    values: list[Tensor]
+    linearization: Linearization | None
+    card: ModelCard
+    sensitivities: str
+
+    def linearize(self, number: int) -> Linearization:
+        """Linearization of one plane."""
+        if self.linearization is not None:
+            return self.linearization
+        return linearize(self.functions[number], self.planes[number].kspace)
+
+
+class Reconstruct:
+    """Reconstruct every k-space whose sensitivities came before it."""
+
+    def __init__(self, properties: ReconstructProperties, context: Context) -> None:
+        self.properties = properties
+        self.context = context
+        self.card = load_card(properties.model)
+        check_regularization("reconstruct", self.card, properties.regularization)
+        self.device = pick_device(properties.device)
+        self.method = load_method(self.card, self.device, properties.regularization)
+
+    def __call__(self, items: Stream) -> Stream:
+        """`Sensitivities` and `KSpace` in, one image a k-space out."""
+        maps: dict[VolumeKey, Sensitivities] = {}
+        numbers = SeriesNumbers()
+        warned: set[str] = set()
+        done = 0
+        for item in items:
+            if isinstance(item, Sensitivities):
+                maps[item.key] = item
+                if "sensitivities" in self.properties.forward:
+                    yield item
+            elif isinstance(item, KSpace):
+                found = matching(maps, item, "reconstruct")
+                # a long series must not keep what it is done with
+                del maps[item.key]
+                result = self._reconstruct(item, found, numbers, warned)
+                done += 1
+                self.context.progress("slices", done, 0)
+                if "linearization" in self.properties.forward:
+                    yield result
+                    continue
+                if "kspace" in self.properties.forward:
+                    yield item
+                yield result.image
+            else:
+                yield item
+
+    def _reconstruct(
+        self, kspace: KSpace, sensitivities: Sensitivities, numbers: SeriesNumbers, warned: set[str]
+    ) -> Reconstruction:
+        shared = "linearization" in self.properties.forward
+        result = reconstruct_planes(kspace, sensitivities, self.method, self.device, linearized=shared)
+        planes, functions, values, linearization = result
+        reason = unfit(self.card, kspace, planes[0])
+        if reason and reason not in warned:
+            warned.add(reason)
+            logger.warning("model %r was not made for this data: %s", self.card.name, reason)
+        volume = assemble(kspace, values).cpu().numpy()
+        complex_wanted = self.properties.output == "complex"
+        array = volume.astype(np.complex64) if complex_wanted else np.abs(volume).astype(np.float32)
+        comment = f"{self.card.name} image, SNR units"
+        meta = {
+            **described("Image", comment, ["voxelsigma", self.card.name], kspace),
+            **provenance(kspace),
+            **method_meta(self.card, self.properties.regularization, sensitivities.method),
+            **window(np.abs(volume).astype(np.float32)),
+            "voxelsigma_acceleration": f"{planes[0].problem.acceleration():.4g}",
+            "voxelsigma_unfit": reason,
+        }
+        return Reconstruction(
+            image=make_image(array, kspace, numbers, SERIES_IMAGE, meta),
+            planes=planes,
+            functions=functions,
+            values=values,
+            linearization=linearization,
+            card=self.card,
+            sensitivities=sensitivities.method,
+        )
+
+
+def load_method(card: ModelCard, device: torch.device, regularization: float | None) -> Reconstructor:
+    """The method of a card, with another regularisation where one is given."""
+    overrides = {} if regularization is None else {"regularization": regularization}
+    return load_model(card, device, **overrides)
+
+
+def check_regularization(gadget: str, card: ModelCard, regularization: float | None) -> None:
+    """Refuse a regularisation for a method that has none."""
+    if regularization is not None and card.architecture != "sense":
+        raise ValueError(
+            f"{gadget}: property 'regularization' is {regularization:g}, but model {card.name!r} is a trained network "
+            "and takes none; it is for 'sense'"
+        )
+
+
+def reconstruct_planes(
+    kspace: KSpace,
+    sensitivities: Sensitivities,
+    method: Reconstructor,
+    device: torch.device,
+    *,
+    linearized: bool,
+) -> tuple[list[Plane], list[Callable[[Tensor], Tensor]], list[Tensor], Linearization | None]:
+    """Planes, the reconstruction of each, its image, and the linearization of a slice where that is wanted."""
+    planes = list(planes_of(kspace, sensitivities, device))
+    functions = [method.bind(plane.problem) for plane in planes]
+    if linearized and len(planes) == 1:
+        linearization = linearize(functions[0], planes[0].kspace)
+        return planes, functions, [linearization.value], linearization
+    with torch.no_grad():
+        values = [function(plane.kspace) for function, plane in zip(functions, planes, strict=True)]
+    return planes, functions, values, None
+
+
+def matching(maps: dict[VolumeKey, Sensitivities], kspace: KSpace, gadget: str) -> Sensitivities:
+    """The sensitivities of a k-space.
+
+    Raises
+    ------
+    ValueError
+        If none came before it, or their number of coils differs.
+    """
+    found = maps.get(kspace.key)
+    if found is None:
+        raise ValueError(
+            f"{gadget}: no coil sensitivities came for {kspace.key}; put 'coil_maps' (with forward='kspace') before it"
+        )
+    if found.maps.shape[0] != kspace.data.shape[0]:
+        raise ValueError(
+            f"{gadget}: sensitivities of {kspace.key} have {found.maps.shape[0]} coils, k-space "
+            f"{kspace.data.shape[0]}; expected equal coils"
+        )
+    return found
+
+
+def unfit(card: ModelCard, kspace: KSpace, plane: Plane) -> str:
+    """What the data ask beyond what a card is fit for, in words."""
+    return card.unfit(
+        acceleration=plane.problem.acceleration(),
+        coils=kspace.data.shape[0],
+        # a decoupled volume is a stack of planes to the model
+        dimension=2,
+    )
+
+
+def method_meta(card: ModelCard, regularization: float | None, sensitivities: str) -> dict[str, Any]:
+    """The method of an image or map, as metadata: enough to repeat it."""
+    if regularization is None:
+        regularization = card.hyperparameters.get("regularization")
+    return {
+        "voxelsigma_model": card.name,
+        "voxelsigma_model_card": str(card.path) if card.path.stem != card.name else "",
+        "voxelsigma_model_sha256": card.sha256,
+        "voxelsigma_regularization": "" if regularization is None else f"{regularization:.9g}",
+        "voxelsigma_sensitivities": f"{sensitivities}, held fixed",
+    }

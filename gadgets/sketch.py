@@ -1,0 +1,10 @@
+"""The gadget `sketch`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.sketch" target="gadget" .../>`."""
+
+from typing import Any
+
+
+def gadget(connection: Any) -> None:
+    """Serve one connection of Gadgetron's `external` node."""
+    from voxelsigma.gadgets.entry import run
+
+    run(connection, "sketch")

@@ -1,0 +1,321 @@
+"""The σ series: noise standard deviation of every voxel of the image that goes by."""
+
+import logging
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ismrmrd import Image
+from torch import Tensor
+
+from voxelsigma.gadgets.context import Context
+from voxelsigma.gadgets.images import (
+    SERIES_GFACTOR,
+    SERIES_IMAGE,
+    SERIES_SIGMA,
+    SERIES_SIGMA_COMPLEX,
+    SERIES_SIGMA_ERROR,
+    SERIES_SNR,
+    MetaValue,
+    SeriesNumbers,
+    described,
+    make_image,
+    provenance,
+    quantized,
+    window,
+)
+from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey, Whitening
+from voxelsigma.gadgets.planes import assemble, pick_device
+from voxelsigma.gadgets.properties import boolean, choice, integer, number, several
+from voxelsigma.gadgets.reconstruction import (
+    Reconstruction,
+    load_method,
+    matching,
+    method_meta,
+    reconstruct_planes,
+)
+from voxelsigma.models.cards import load_card
+from voxelsigma.models.sense import SenseReconstruction
+from voxelsigma.noise.covariance import covariance_bias, covariance_error
+from voxelsigma.noise.gfactor import noise_ratio
+from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map
+from voxelsigma.noise.sketch import Stopping, object_mask, sketch
+
+logger = logging.getLogger("voxelsigma.sketch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SketchProperties:
+    """Properties of `sketch`.
+
+    It stops at `probes`, at `target_error` (relative, median over the object) or after `time_budget` seconds a plane,
+    whichever comes first; with a `seed` on counts alone, so that it can be repeated. `maps` lists the series to
+    emit. `estimator` `auto` computes exactly where that is cheap (a linear reconstruction with sampling along one
+    axis). `type` is the data type of the series.
+    """
+
+    probes: int = integer(64, 2, 65536)
+    target_error: float | None = number(None, 1e-4, 1.0)
+    time_budget: float | None = number(None, 1e-3, 86400.0)
+    seed: int | None = integer(None, 0, 2**62)
+    maps: tuple[str, ...] = several(("magnitude",), "magnitude", "complex", "error", "snr", "gfactor")
+    estimator: str = choice("auto", "auto", "sketch", "exact")
+    control_variate: bool = boolean(True)
+    chunk: int | None = integer(None, 1, 4096)
+    type: str = choice("float32", "float32", "uint16")
+    device: str = choice("auto", "auto", "cpu", "cuda")
+    forward: tuple[str, ...] = several((), "covariance", "kspace", "sensitivities")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """Maps of a slice or volume, before the covariance's bias is taken into account, shape `(z, y, x)` each."""
+
+    magnitude: Tensor
+    complex: Tensor
+    relative_error: Tensor
+    ratio: Tensor
+    error: float
+    probes: int
+    estimator: str
+    explained: float
+
+
+class Sketch:
+    """Emit the image, then its σ maps."""
+
+    def __init__(self, properties: SketchProperties, context: Context) -> None:
+        if properties.seed is not None and properties.time_budget is not None:
+            raise ValueError(
+                "sketch: property 'time_budget' cannot go with 'seed': a repeatable run stops on counts alone"
+            )
+        self.properties = properties
+        self.context = context
+        self.device = pick_device(properties.device)
+        self.seed = secrets.randbits(62) if properties.seed is None else properties.seed
+
+    def __call__(self, items: Stream) -> Stream:
+        """Images in; each image, then its maps, out."""
+        maps: dict[VolumeKey, Sensitivities] = {}
+        kspaces: dict[VolumeKey, KSpace] = {}
+        numbers = SeriesNumbers()
+        for item in items:
+            if isinstance(item, Reconstruction):
+                yield item.image
+                yield from self._maps(item, numbers)
+            elif isinstance(item, Sensitivities):
+                maps[item.key] = item
+                if "sensitivities" in self.properties.forward:
+                    yield item
+            elif isinstance(item, KSpace):
+                kspaces[item.key] = item
+                if "kspace" in self.properties.forward:
+                    yield item
+            elif isinstance(item, Image) and item.image_series_index in range(SERIES_IMAGE, SERIES_IMAGE + 10):
+                yield item
+                repeated = self._repeat(item, kspaces, maps)
+                # a long series must not keep what it is done with
+                del kspaces[repeated.planes[0].item.key], maps[repeated.planes[0].item.key]
+                yield from self._maps(repeated, numbers)
+            else:
+                yield item
+
+    def _repeat(
+        self, image: Image, kspaces: dict[VolumeKey, KSpace], maps: dict[VolumeKey, Sensitivities]
+    ) -> Reconstruction:
+        """Bind the method that an image of another process names to its k-space."""
+        key = VolumeKey(**{name: int(getattr(image, name)) for name in VolumeKey.__dataclass_fields__})
+        if key not in kspaces:
+            raise ValueError(
+                f"sketch: no k-space came for the image of {key}; set forward='kspace sensitivities' before it"
+            )
+        name = image.meta.get("voxelsigma_model_card") or image.meta.get("voxelsigma_model")
+        if not name:
+            raise ValueError(f"sketch: the image of {key} does not name its model (metadata voxelsigma_model)")
+        card = load_card(str(name))
+        stated = image.meta.get("voxelsigma_regularization")
+        method = load_method(card, self.device, None if stated is None else float(stated))
+        found = matching(maps, kspaces[key], "sketch")
+        planes, functions, values, linearization = reconstruct_planes(
+            kspaces[key], found, method, self.device, linearized=True
+        )
+        return Reconstruction(
+            image=image,
+            planes=planes,
+            functions=functions,
+            values=values,
+            linearization=linearization,
+            card=card,
+            sensitivities=found.method,
+        )
+
+    def _maps(self, reconstruction: Reconstruction, numbers: SeriesNumbers) -> Iterator[Image]:
+        kspace = reconstruction.planes[0].item
+        if kspace.whitening is None:
+            raise ValueError(
+                f"sketch: the data of {kspace.key} were not whitened, so their noise is unknown; put 'prewhiten' before "
+                "'accumulate' (with forward='covariance'), or set prewhitened='true' there if something else did it"
+            )
+        result = self._estimate(reconstruction)
+        whitening = kspace.whitening
+        bias = covariance_bias(whitening.coils, whitening.effective_samples) if whitening.samples else 1.0
+        common = self._meta(reconstruction, result, whitening, bias)
+        magnitude = result.magnitude * bias
+        image = assemble(kspace, reconstruction.values).abs().to(magnitude.device)
+        arrays: dict[str, tuple[Tensor, int, float, list[str], str]] = {
+            "magnitude": (
+                magnitude,
+                SERIES_SIGMA,
+                1000,
+                ["Quantitative", "STD_MAP"],
+                "sigma magnitude, SNR units",
+            ),
+            "complex": (
+                result.complex * bias,
+                SERIES_SIGMA_COMPLEX,
+                1000,
+                ["Quantitative", "STD_MAP"],
+                "sigma complex, SNR units",
+            ),
+            "error": (
+                magnitude * result.relative_error,
+                SERIES_SIGMA_ERROR,
+                1000,
+                ["Quantitative", "STD_MAP"],
+                "standard error of sigma magnitude (sketch's part)",
+            ),
+            "snr": (
+                torch.where(magnitude > 0, image / magnitude.clamp_min(1e-30), 0),
+                SERIES_SNR,
+                10,
+                ["Quantitative", "SNR_MAP"],
+                "SNR",
+            ),
+            "gfactor": (
+                result.ratio,
+                SERIES_GFACTOR,
+                1000,
+                ["Quantitative", "GFACTOR"],
+                "g-factor"
+                if isinstance(reconstruction.functions[0], SenseReconstruction)
+                else "noise ratio to full sampling, not lost contrast",
+            ),
+        }
+        kinds = {"magnitude": "magnitude", "complex": "complex", "error": "magnitude", "snr": "magnitude"}
+        for name in self.properties.maps:
+            tensor, series, factor, role, comment = arrays[name]
+            array = tensor.cpu().numpy().astype(np.float32)
+            meta: dict[str, MetaValue] = {
+                **described(role, comment, ["voxelsigma", result.estimator], kspace),
+                **common,
+                "voxelsigma_map": name,
+                "voxelsigma_kind": kinds.get(name, "magnitude"),
+            }
+            stored: npt.NDArray[np.generic] = array
+            if self.properties.type == "uint16":
+                stored = quantized(array, factor, comment)
+                meta |= window(array, factor)
+                meta |= {"GADGETRON_ScaleRatio": factor, "RescaleSlope": 1 / factor, "RescaleIntercept": 0}
+                meta["Use_dedicated_scaling_factor"] = 1
+            else:
+                meta |= window(array)
+            yield make_image(stored, kspace, numbers, series, meta)
+
+    def _estimate(self, reconstruction: Reconstruction) -> _Result:
+        """Maps of all planes, assembled."""
+        kspace = reconstruction.planes[0].item
+        pairs, ratios = [], []
+        objects: list[Tensor] = []
+        for number, plane in enumerate(reconstruction.planes):
+            found, estimator = self._plane(reconstruction, number)
+            pairs.append(found)
+            ratios.append(
+                noise_ratio(
+                    found["magnitude"].sigma,
+                    plane.problem.sensitivities_on(plane.problem.size, plane.problem.field_of_view),
+                    plane.problem.acceleration(),
+                )
+            )
+            error = found["magnitude"].relative_error()
+            inside = object_mask(reconstruction.values[number]).to(error.device)
+            objects.append(torch.stack([error[inside], found["magnitude"].explained[inside]]))
+        median = torch.cat(objects, dim=1).median(dim=1).values
+        result = _Result(
+            magnitude=assemble(kspace, [pair["magnitude"].sigma for pair in pairs]),
+            complex=assemble(kspace, [pair["complex"].sigma for pair in pairs]),
+            relative_error=assemble(kspace, [pair["magnitude"].relative_error() for pair in pairs]),
+            ratio=assemble(kspace, ratios),
+            error=float(median[0]),
+            probes=max(pair["magnitude"].probes for pair in pairs),
+            estimator=estimator,
+            explained=float(median[1]),
+        )
+        logger.info(
+            "sigma of %s: %s, %d probes, relative standard error %.1f %% (median over the object)",
+            kspace.key,
+            estimator,
+            result.probes,
+            100 * result.error,
+        )
+        return result
+
+    def _plane(self, reconstruction: Reconstruction, number: int) -> tuple[dict[MapKind, SigmaMap], str]:
+        """Both maps of one plane, and how they were estimated."""
+        chosen = self.properties
+        function, plane = reconstruction.functions[number], reconstruction.planes[number]
+        if chosen.estimator != "sketch":
+            variance = function.exact_variance() if isinstance(function, SenseReconstruction) else None
+            if variance is not None:
+                return {
+                    "magnitude": exact_map(variance / 2, "magnitude"),
+                    "complex": exact_map(variance, "complex"),
+                }, "exact"
+            if chosen.estimator == "exact":
+                raise ValueError(
+                    f"sketch: property 'estimator' is 'exact', but {reconstruction.card.name!r} on this sampling has no "
+                    "cheap exact map; 'auto' or 'sketch' would do"
+                )
+        stopping = Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
+        total = len(reconstruction.planes)
+
+        def report(done: int, limit: int) -> None:
+            self.context.progress("probes", number * limit + done, total * limit)
+
+        found = sketch(
+            reconstruction.linearize(number),
+            plane.probes(self.seed),
+            stopping if chosen.seed is None else stopping.seeded(),
+            covariate=plane.problem.covariate() if chosen.control_variate else None,
+            chunk=chosen.chunk,
+            progress=report,
+        )
+        estimator = "sketch with control variate" if chosen.control_variate else "sketch"
+        return {"magnitude": found.map("magnitude"), "complex": found.map("complex")}, estimator
+
+    def _meta(
+        self, reconstruction: Reconstruction, result: _Result, whitening: Whitening, bias: float
+    ) -> dict[str, MetaValue]:
+        """Metadata that all maps share."""
+        kspace = reconstruction.planes[0].item
+        stated = reconstruction.image.meta.get("voxelsigma_regularization")
+        exact = result.estimator == "exact"
+        return {
+            **provenance(kspace),
+            **method_meta(
+                reconstruction.card, None if stated is None else float(stated), reconstruction.sensitivities
+            ),
+            "voxelsigma_estimator": result.estimator,
+            "voxelsigma_probes": result.probes,
+            "voxelsigma_seed": "" if exact else str(self.seed),
+            "voxelsigma_sketch_error": f"{result.error:.6g}",
+            "voxelsigma_explained": "" if exact else f"{result.explained:.4g}",
+            "voxelsigma_covariance_bias": f"{bias:.6g}" if whitening.samples else "unknown, none applied",
+            "voxelsigma_covariance_error": f"{covariance_error(whitening.effective_samples):.4g}"
+            if whitening.samples
+            else "unknown",
+            "voxelsigma_acceleration": f"{reconstruction.planes[0].problem.acceleration():.4g}",
+            "voxelsigma_unfit": str(reconstruction.image.meta.get("voxelsigma_unfit", "")),
+        }

@@ -1,0 +1,132 @@
+"""A Python external in a child process, run as a Gadgetron server runs it."""
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from xml.etree.ElementTree import tostring
+
+from voxelsigma.gadgets.context import Context
+from voxelsigma.gadgets.external import items_of
+from voxelsigma.gadgets.items import Stream
+from voxelsigma.gadgets.wire import (
+    CONFIG,
+    HEADER,
+    Close,
+    Failure,
+    Reader,
+    close_message,
+    message,
+    read_message,
+    text_message,
+)
+from voxelsigma.gadgets.wire_items import to_wire
+from voxelsigma.hosts.pipeline import External
+
+logger = logging.getLogger("voxelsigma.host")
+
+CONNECT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildNode:
+    """Runs `python -m gadgetron <port> <module> <target>`, feeds it over a socket and reads what it sends."""
+
+    node: External
+    context: Context
+
+    def __call__(self, items: Stream) -> Stream:
+        """Items in, items out; what the child gets is what its own end of the wire can carry.
+
+        Raises
+        ------
+        RuntimeError
+            If the child fails to connect, reports an error, or ends without saying goodbye.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            command = [sys.executable, "-m", "gadgetron", str(port), self.node.module, self.node.target]
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+            try:
+                connection = self._accept(server, child)
+                with connection:
+                    yield from self._exchange(connection, child, items)
+                if child.wait(timeout=60):
+                    raise RuntimeError(f"{self._name}: ended with exit code {child.returncode}")
+            finally:
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+
+    @property
+    def _name(self) -> str:
+        return f"external {self.node.module}.{self.node.target}"
+
+    def _accept(self, server: socket.socket, child: "subprocess.Popen[bytes]") -> socket.socket:
+        """Wait for the child to connect back, as long as it lives."""
+        server.settimeout(0.2)
+        for _ in range(int(CONNECT_SECONDS / 0.2)):
+            try:
+                connection, _address = server.accept()
+            except TimeoutError:
+                if child.poll() is not None:
+                    raise RuntimeError(
+                        f"{self._name}: ended with exit code {child.returncode} before it connected"
+                    ) from None
+                continue
+            connection.settimeout(None)
+            return connection
+        raise RuntimeError(f"{self._name}: did not connect within {CONNECT_SECONDS:g} s")
+
+    def _exchange(
+        self, connection: socket.socket, child: "subprocess.Popen[bytes]", items: Stream
+    ) -> Iterator[object]:
+        """Feed on a thread, read here."""
+        failures: list[BaseException] = []
+        feeder = threading.Thread(target=self._feed, args=(connection, items, failures), daemon=True)
+        feeder.start()
+        reader = Reader(connection.recv)
+        ended = False
+
+        def messages() -> Iterator[object]:
+            nonlocal ended
+            while not ended:
+                try:
+                    found = read_message(reader)
+                except (EOFError, OSError) as error:
+                    if failures:
+                        raise failures[0] from None
+                    code = child.wait(timeout=10)
+                    raise RuntimeError(
+                        f"{self._name}: broke off with exit code {code}, see its log above ({error})"
+                    ) from None
+                if isinstance(found, Failure):
+                    raise RuntimeError(f"{self._name}: {found.text}")
+                ended = isinstance(found, Close)
+                if not ended:
+                    yield found
+
+        yield from items_of(messages())
+        feeder.join()
+        if failures:
+            raise failures[0]
+
+    def _feed(self, connection: socket.socket, items: Stream, failures: list[BaseException]) -> None:
+        """Send configuration, header and items; a failure upstream ends the stream without a goodbye."""
+        try:
+            configuration = b'<?xml version="1.0"?>\n' + tostring(self.node.configuration)
+            connection.sendall(text_message(CONFIG, configuration))
+            connection.sendall(text_message(HEADER, self.context.header.xml))
+            for item in items:
+                for part in to_wire(item):
+                    connection.sendall(message(part))
+            connection.sendall(close_message())
+        except (BrokenPipeError, ConnectionResetError):
+            # the child is gone; the reading side knows better why
+            logger.debug("%s closed its input", self._name)
+        except BaseException as error:  # handed to the reading side
+            failures.append(error)
+            connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,116 @@
+"""Replay: a file of raw data through a pipeline into a file of image series."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from ismrmrd import Image
+
+from voxelsigma.formats.image_file import image_writer
+from voxelsigma.formats.raw_file import RawFile, open_raw
+from voxelsigma.gadgets.context import Context
+from voxelsigma.gadgets.items import Item
+from voxelsigma.hosts.embedded import connect
+from voxelsigma.hosts.pipeline import load_pipeline
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a replay wrote.
+
+    Parameters
+    ----------
+    images
+        Images by series.
+    dropped
+        Items that are no images and so have no place in the output, by type.
+    comments
+        One comment of each series.
+    """
+
+    images: dict[int, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    comments: dict[int, str] = field(default_factory=dict)
+
+
+def replay(
+    scan: Path,
+    pipeline: str,
+    output: Path,
+    *,
+    group: str = "dataset",
+    output_group: str = "dataset",
+    progress: Callable[[str, int, int], None] | None = None,
+    in_process: bool = True,
+) -> Summary:
+    """Run a scan through a pipeline; the output file appears only when it is whole.
+
+    Parameters
+    ----------
+    scan
+        ISMRMRD raw data.
+    pipeline
+        Path of a Gadgetron XML file, or the name of a shipped one.
+    output
+        ISMRMRD image file to write.
+    group, output_group
+        Dataset groups in the two files.
+    progress
+        Told (stage, done, total).
+    in_process
+        Whether our own gadgets run in this process.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, OSError, RuntimeError
+        With one line that says what is wrong with which file or item.
+    """
+    parsed = load_pipeline(pipeline)
+    summary = Summary()
+    with open_raw(scan, group) as raw:
+        report = progress or (lambda stage, done, total: None)
+
+        def counted(stage: str, done: int, total: int) -> None:
+            report(stage, done, total or (len(raw) if stage == "readouts" else 0))
+
+        context = Context(header=raw.header, progress=counted)
+        items = connect(parsed, context, _items(raw, counted), in_process=in_process)
+        with image_writer(output, output_group) as writer:
+            for item in items:
+                if isinstance(item, Image):
+                    writer.write(item)
+                    series = item.image_series_index
+                    summary.images[series] = summary.images.get(series, 0) + 1
+                    summary.comments.setdefault(series, str(item.meta.get("ImageComments", "")))
+                else:
+                    name = type(item).__name__
+                    summary.dropped[name] = summary.dropped.get(name, 0) + 1
+            if not summary.images:
+                raise ValueError(f"{scan}: no image came out of {parsed.source}; nothing was written")
+    return summary
+
+
+def _items(raw: RawFile, report: Callable[[str, int, int], None]) -> Iterator[Item]:
+    """Readouts and waveforms of a file, merged by their time stamps as a scanner would send them."""
+    waveforms = raw.waveforms()
+    waiting = next(waveforms, None)
+    sent = 0
+    for block in raw.blocks():
+        first = 0
+        while waiting is not None:
+            before = int(np.searchsorted(block.headers["acquisition_time_stamp"][first:], waiting.time_stamp)) + first
+            if before >= len(block):
+                break
+            if before > first:
+                yield block.select(slice(first, before))
+                first = before
+            yield waiting
+            waiting = next(waveforms, None)
+        if first < len(block):
+            yield block.select(slice(first, len(block)))
+        sent += len(block)
+        report("readouts", sent, len(raw))
+    if waiting is not None:
+        yield waiting
+    yield from waveforms

@@ -1,0 +1,226 @@
+"""Model cards: what a reconstruction is, what it was made for, and its weights."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from voxelsigma.models.network import Network
+from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.models.sense import Sense
+from voxelsigma.models.unrolled import Unrolled
+
+CARD_FOLDER = Path(__file__).parent
+
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {"unrolled": Unrolled}
+"""Networks by the name that a card gives as its architecture."""
+
+_KEYS = {
+    "name": str,
+    "architecture": str,
+    "hyperparameters": dict,
+    "weights": str,
+    "sha256": str,
+    "fit_for": dict,
+    "trained_on": str,
+    "evaluation": str,
+    "licence": str,
+}
+_REQUIRED = ("name", "architecture", "fit_for", "licence")
+_FIT_KEYS = ("acceleration", "coils", "dimension")
+
+
+class Reconstructor(Protocol):
+    """A reconstruction method that can be bound to a plane."""
+
+    def bind(self, problem: PlaneProblem) -> Callable[[Tensor], Tensor]:
+        """Reconstruction of one plane, from k-space on the encoded matrix to the wanted image."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """A checked model card.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+    name
+        Its name.
+    architecture
+        `sense`, or a network of `ARCHITECTURES`.
+    hyperparameters
+        Arguments of the architecture.
+    weights
+        The safetensors file beside the card; None for a method without any.
+    sha256
+        Of the weights.
+    acceleration, coils
+        Smallest and largest value it is fit for.
+    dimension
+        Number of image dimensions it sees at a time.
+    """
+
+    path: Path
+    name: str
+    architecture: str
+    hyperparameters: Mapping[str, Any]
+    weights: Path | None
+    sha256: str
+    acceleration: tuple[float, float]
+    coils: tuple[int, int]
+    dimension: int
+
+    def unfit(self, *, acceleration: float, coils: int, dimension: int) -> str:
+        """What the data ask beyond what the model is fit for, in words; empty if nothing."""
+        reasons = []
+        if not self.acceleration[0] <= round(acceleration, 1) <= self.acceleration[1]:
+            low, high = self.acceleration
+            reasons.append(f"acceleration {acceleration:.1f} (fit for {low:g} to {high:g})")
+        if not self.coils[0] <= coils <= self.coils[1]:
+            reasons.append(f"{coils} coils (fit for {self.coils[0]} to {self.coils[1]})")
+        if dimension != self.dimension:
+            reasons.append(f"{dimension}D data (fit for {self.dimension}D)")
+        return ", ".join(reasons)
+
+
+def available_cards() -> tuple[str, ...]:
+    """Names of the cards that are shipped."""
+    return tuple(sorted(path.stem for path in CARD_FOLDER.glob("*.yaml")))
+
+
+def load_card(name: str) -> ModelCard:
+    """Read a card by the name of a shipped one, or by the path of a YAML file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such card; the text lists those shipped.
+    ValueError
+        If it is not a valid card; the text names the file and the field.
+    """
+    is_path = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_path else CARD_FOLDER / f"{name}.yaml"
+    if not is_path and name not in available_cards():
+        raise FileNotFoundError(f"no model card is called {name!r}; shipped are {', '.join(available_cards())}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model card")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    return _checked(path, content)
+
+
+def load_model(card: ModelCard, device: torch.device, **overrides: Any) -> Reconstructor:
+    """Build the reconstruction that a card describes, with its weights.
+
+    Parameters
+    ----------
+    card
+        The card.
+    device
+        Where it is to run.
+    overrides
+        Hyperparameters other than the card's, for methods without weights.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the weights are missing, their hash differs, or their keys or shapes do not fit the architecture.
+    """
+    if card.architecture == "sense":
+        return Sense(**{**card.hyperparameters, **overrides})
+    network = ARCHITECTURES[card.architecture](**card.hyperparameters)
+    _load_weights(network, card)
+    return Network(function=network.to(device).eval().requires_grad_(False))
+
+
+def _load_weights(network: nn.Module, card: ModelCard) -> None:
+    """Fill a network, all keys or none."""
+    assert card.weights is not None
+    if not card.weights.is_file():
+        raise FileNotFoundError(f"{card.path}: weights {card.weights} do not exist")
+    content = card.weights.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.sha256:
+        raise ValueError(f"{card.weights}: sha256 is {digest}, the card {card.path.name} states {card.sha256}")
+    tensors = load_safetensors(content)
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if found != expected:
+        differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+        listed = ", ".join(f"{key} (has {found.get(key)}, needs {expected.get(key)})" for key in differing)
+        raise ValueError(
+            f"{card.weights}: does not fit {card.architecture} {dict(card.hyperparameters)}: {listed}"
+        )
+    network.load_state_dict(tensors)
+
+
+def _checked(path: Path, content: Any) -> ModelCard:
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a model card must be a mapping, got {type(content).__name__}")
+    for key, value in content.items():
+        if key not in _KEYS:
+            raise ValueError(f"{path}: unknown field {key!r}; known are {', '.join(_KEYS)}")
+        if not isinstance(value, _KEYS[key]):
+            raise ValueError(f"{path}: field {key!r} must be a {_KEYS[key].__name__}, got {value!r}")
+    missing = [key for key in _REQUIRED if key not in content]
+    if missing:
+        raise ValueError(f"{path}: lacks the fields {', '.join(missing)}")
+    architecture = content["architecture"]
+    if architecture != "sense" and architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: field 'architecture' must be one of sense, {', '.join(ARCHITECTURES)}, got {architecture!r}"
+        )
+    trained = architecture != "sense"
+    if trained and not {"weights", "sha256"} <= set(content):
+        raise ValueError(f"{path}: lacks 'weights' or 'sha256', which {architecture!r} needs")
+    fit = _fit(path, content["fit_for"])
+    return ModelCard(
+        path=path,
+        name=content["name"],
+        architecture=architecture,
+        hyperparameters=content.get("hyperparameters", {}),
+        weights=_weights_path(path, content["weights"]) if trained else None,
+        sha256=content.get("sha256", ""),
+        **fit,
+    )
+
+
+def _fit(path: Path, fit: Mapping[str, Any]) -> dict[str, Any]:
+    """Check `fit_for`."""
+    if set(fit) != set(_FIT_KEYS):
+        raise ValueError(
+            f"{path}: field 'fit_for' must have {', '.join(_FIT_KEYS)}, got {', '.join(map(str, fit))}"
+        )
+    for key in ("acceleration", "coils"):
+        values = fit[key]
+        if not (
+            isinstance(values, list)
+            and len(values) == 2
+            and all(isinstance(value, int | float) for value in values)
+            and values[0] <= values[1]
+        ):
+            raise ValueError(f"{path}: field 'fit_for.{key}' must be [smallest, largest], got {values!r}")
+    if fit["dimension"] not in (2, 3):
+        raise ValueError(f"{path}: field 'fit_for.dimension' must be 2 or 3, got {fit['dimension']!r}")
+    return {
+        "acceleration": tuple(fit["acceleration"]),
+        "coils": tuple(fit["coils"]),
+        "dimension": fit["dimension"],
+    }
+
+
+def _weights_path(path: Path, name: str) -> Path:
+    """Weights lie beside their card."""
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        raise ValueError(f"{path}: field 'weights' must name a .safetensors file beside the card, got {name!r}")
+    return path.parent / name

@@ -1,0 +1,1 @@
+"""Examples, objectives and fitting: how the weights of a model card are made."""
