@@ -53,6 +53,11 @@ class PlaneProblem:
         )
         return (symmetric_window(windows[0]), symmetric_window(windows[1])) if symmetric else windows
 
+    @property
+    def white_readout(self) -> bool:
+        """Whether every readout position is sampled alike along its line, so that hybrid space is white."""
+        return bool(torch.allclose(self.variance, self.variance.mean(dim=-1, keepdim=True), rtol=1e-4))
+
     def acceleration(self) -> float:
         """R: encoded over acquired samples, repeats counted, on the acquired grid."""
         weights = self.cropped_weights(self.windows(symmetric=False))

@@ -1,6 +1,7 @@
 """SENSE: regularised least squares by conjugate gradients, the linear reconstruction."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -9,8 +10,11 @@ from voxelsigma.models.conjugate_gradients import conjugate_gradients
 from voxelsigma.models.fourier import fft_centred, ifft_centred
 from voxelsigma.models.grid import Window, apply_axes
 from voxelsigma.models.problem import PlaneProblem
-from voxelsigma.noise.exact import column_variance
+from voxelsigma.noise.exact import ColumnSystem, column_system
 from voxelsigma.noise.linearize import Linearization, linear
+
+MAX_FACTOR_BYTES: Final = 2**29
+"""Cholesky factors of all columns beyond this size are not kept; conjugate gradients need none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +37,19 @@ class Sense:
         """Reconstruction of one plane."""
         windows = problem.windows(symmetric=False)
         size = (windows[0].size, windows[1].size)
+        sensitivities = problem.sensitivities_on(size)
+        weights = problem.cropped_weights(windows)
+        columns = None
+        if _constant_along(weights, -1) and 16 * size[1] * size[0] ** 2 <= MAX_FACTOR_BYTES:
+            columns = column_system(sensitivities, weights[:, 0], self.regularization)
         return SenseReconstruction(
             model=self,
             problem=problem,
             windows=windows,
-            sensitivities=problem.sensitivities_on(size),
-            weights=problem.cropped_weights(windows),
+            sensitivities=sensitivities,
+            weights=weights,
             output=problem.output_matrices(windows),
+            columns=columns,
         )
 
 
@@ -50,7 +60,9 @@ class SenseReconstruction:
     .. math:: f(y) = P\,(A^H W A + \lambda)^{-1} A^H W\, y
 
     with W the readouts averaged into each sample (Pruessmann et al., Magn Reson Med 2001). Complex-linear, on
-    batches as on single k-spaces: `(..., coils, k1, k0)` to `(..., y, x)`.
+    batches as on single k-spaces: `(..., coils, k1, k0)` to `(..., y, x)`. Solved by conjugate gradients; where
+    sampling varies along y only, by the Cholesky factors of the readout columns, which give the same solution
+    at once for any number of probes.
     """
 
     model: Sense
@@ -59,6 +71,7 @@ class SenseReconstruction:
     sensitivities: Tensor
     weights: Tensor
     output: tuple[Tensor | None, Tensor | None]
+    columns: ColumnSystem | None
 
     def __call__(self, kspace: Tensor) -> Tensor:
         """Reconstruct k-space on the encoded matrix."""
@@ -66,8 +79,12 @@ class SenseReconstruction:
         samples = columns.crop(rows.crop(kspace, -2), -1)
         coil_images = ifft_centred(self.weights * samples)
         right_side = (self.sensitivities.conj() * coil_images).sum(dim=-3)
-        solution = conjugate_gradients(self._normal, right_side, tolerance=self.model.tolerance)
-        return apply_axes(self.output, solution)
+        return apply_axes(self.output, self._solve(right_side))
+
+    def _solve(self, right_side: Tensor) -> Tensor:
+        if self.columns is not None:
+            return self.columns.solve(right_side)
+        return conjugate_gradients(self._normal, right_side, tolerance=self.model.tolerance)
 
     def linearize(self, kspace: Tensor) -> Linearization:
         """Its own Jacobian."""
@@ -76,16 +93,11 @@ class SenseReconstruction:
 
     def exact_variance(self) -> Tensor | None:
         r"""Exact :math:`E|u|^2` of the image where sampling varies along one axis only, else None, `(y, x)`."""
-        readout_whole = self.windows[1].whole and bool((self.problem.variance.amax(dim=0) > 0).all())
-        if readout_whole and _constant_along(self.weights, -1):
-            return column_variance(
-                self.sensitivities,
-                self.weights[:, 0],
-                self.model.regularization,
-                rows=self.output[0],
-                columns=self.output[1],
-            )
-        return None
+        # an asymmetric echo correlates the noise of neighbouring columns
+        whole = self.windows[1].whole and self.problem.white_readout
+        if not whole or self.columns is None:
+            return None
+        return self.columns.variance(*self.output)
 
     def _normal(self, images: Tensor) -> Tensor:
         r""":math:`A^H W A + \lambda`; axes along which W is constant need no Fourier transform."""

@@ -1,6 +1,7 @@
 """Exact σ where it is cheap: column by column for linear reconstructions, row by row for small networks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,51 +9,86 @@ from torch import Tensor
 from voxelsigma.noise.sketch import phase_factor
 
 
-def column_variance(
-    sensitivities: Tensor,
-    weights: Tensor,
-    regularization: float,
-    *,
-    rows: Tensor | None = None,
-    columns: Tensor | None = None,
-) -> Tensor:
-    r"""Exact noise variance of regularised least squares SENSE with sampling that varies along y only.
+@dataclass(frozen=True, slots=True)
+class ColumnSystem:
+    r"""The normal equations of SENSE with sampling along y only: one small system a readout column.
 
-    After the inverse FFT along the readout every column x is a small problem of its own, with
-    :math:`H_{ij} = \sum_c S^*_{c,i} S_{c,j} \, [F^H \operatorname{diag}(w) F]_{ij}`:
+    After the inverse FFT along the readout every column x is a problem of its own,
+    :math:`(H_x + \lambda)\,\rho_x = (A^H W y)_x`, with
 
-    .. math:: \operatorname{Cov}_x = 2\,(H_x + \lambda)^{-1} H_x (H_x + \lambda)^{-1}
+    .. math:: H_{ij} = \sum_c S^*_{c,i} S_{c,j} \, [F^H \operatorname{diag}(w) F]_{ij}.
 
-    (Pruessmann et al., Magn Reson Med 1999, eq. 20, for weights :math:`w_k = 2/\operatorname{Var}_k`, the number of
-    readouts averaged into line k). A linear interpolation :math:`P_y` after it gives
-    :math:`P_y \operatorname{Cov}_x P_y^H`; columns are independent, so :math:`P_x` adds their variances.
+    Parameters
+    ----------
+    normal
+        H, shape `(x, y, y)`, complex128.
+    factor
+        Cholesky factor of :math:`H + \lambda`, with ones on the diagonal for voxels that no coil sees.
+    """
+
+    normal: Tensor
+    factor: Tensor
+
+    def solve(self, right_side: Tensor) -> Tensor:
+        """Least-squares images of right sides :math:`A^H W y`, `(..., y, x)` to `(..., y, x)`."""
+        batch = right_side.shape[:-2]
+        # (..., y, x) -> (x, y, batch)
+        stacked = right_side.reshape(-1, *right_side.shape[-2:]).permute(2, 1, 0)
+        solved = torch.cholesky_solve(stacked.to(self.factor.dtype), self.factor)
+        return solved.permute(2, 1, 0).to(right_side.dtype).reshape(*batch, *right_side.shape[-2:])
+
+    def variance(self, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+        r"""Exact noise variance of the least-squares image, after linear interpolations :math:`P_y` and :math:`P_x`.
+
+        .. math:: \operatorname{Cov}_x = 2\,(H_x + \lambda)^{-1} H_x (H_x + \lambda)^{-1}
+
+        (Pruessmann et al., Magn Reson Med 1999, eq. 20). Interpolation along y gives
+        :math:`P_y \operatorname{Cov}_x P_y^H`; columns are independent, so :math:`P_x` adds their variances.
+
+        Parameters
+        ----------
+        rows
+            :math:`P_y`, shape `(y_out, y)`; None for none.
+        columns
+            :math:`P_x`, shape `(x_out, x)`; None for none.
+
+        Returns
+        -------
+            Complex variance :math:`E|u|^2`, shape `(y_out, x_out)`, float64: twice that of one component.
+        """
+        size = self.normal.shape[-1]
+        kind, device = self.normal.dtype, self.normal.device
+        wanted = torch.eye(size, dtype=kind, device=device) if rows is None else rows.to(device, kind)
+        # Z = (H + λ)⁻¹ P^H: (x, y, y_out); variance = 2 diag(Z^H H Z): (x, y_out)
+        repeated = wanted.mH.expand(len(self.factor), -1, -1).contiguous()
+        solved = torch.cholesky_solve(repeated, self.factor)
+        variance = 2 * (solved.conj() * (self.normal @ solved)).sum(dim=-2).real
+        if columns is not None:
+            variance = columns.to(device).abs().square().to(variance.dtype) @ variance
+        return variance.mT.contiguous()
+
+
+def column_system(sensitivities: Tensor, weights: Tensor, regularization: float) -> ColumnSystem:
+    r"""Set up and factorise the normal equations of every readout column.
 
     Parameters
     ----------
     sensitivities
         Shape `(coils, y, x)`, complex.
     weights
-        w of each phase encoding line, shape `(k1,)`, real; 0 where not sampled.
+        w of each phase encoding line, :math:`2/\operatorname{Var}_k`: the number of readouts averaged into it, shape
+        `(k1,)`, real; 0 where not sampled.
     regularization
         Tikhonov λ, at least 0.
-    rows
-        Interpolation :math:`P_y` to the output grid, shape `(y_out, y)`; None for none.
-    columns
-        Interpolation :math:`P_x`, shape `(x_out, x)`; None for none.
-
-    Returns
-    -------
-        Complex variance :math:`E|u|^2`, shape `(y_out, x_out)`, float64: twice that of one component.
 
     Raises
     ------
     ValueError
-        If a column's normal matrix is singular: λ = 0 with fewer samples than unknowns.
+        If a column's system is singular: λ = 0 with fewer samples than unknowns.
     """
-    wide = sensitivities.to(torch.complex128)
     transfer = _transfer(weights.to(torch.float64))
     # S: (coils, y, x) -> (x, y, coils); H: (x, y, y)
-    by_column = wide.permute(2, 1, 0)
+    by_column = sensitivities.to(torch.complex128).permute(2, 1, 0)
     normal = (by_column.conj() @ by_column.mT) * transfer
     dead = torch.diagonal(normal, dim1=-2, dim2=-1).real == 0
     system = normal + torch.diag_embed(dead.to(normal.dtype) + regularization)
@@ -66,14 +102,7 @@ def column_variance(
             f"{sensitivities.shape[0]} coils do not determine {int((~dead[column]).sum())} voxels at "
             f"regularization {regularization:g}; choose a regularization above 0"
         )
-    size = sensitivities.shape[1]
-    wanted = torch.eye(size, dtype=torch.complex128) if rows is None else rows.to(torch.complex128)
-    # Z = (H + λ)⁻¹ P^H: (x, y, y_out); variance = 2 diag(Z^H H Z): (x, y_out)
-    solved = torch.cholesky_solve(wanted.mH.expand(len(system), -1, -1).contiguous(), factor)
-    variance = 2 * (solved.conj() * (normal @ solved)).sum(dim=-2).real
-    if columns is not None:
-        variance = columns.abs().square().to(torch.float64) @ variance
-    return variance.mT.contiguous()
+    return ColumnSystem(normal, factor)
 
 
 def jacobian_variance(
@@ -131,6 +160,6 @@ def _transfer(weights: Tensor) -> Tensor:
     r"""The matrix :math:`F^H \operatorname{diag}(w) F` of a centred orthonormal FFT, shape `(y, y)`, complex128."""
     size = len(weights)
     origin = size // 2
-    index = torch.arange(size, dtype=torch.float64) - origin
+    index = torch.arange(size, dtype=torch.float64, device=weights.device) - origin
     fourier = torch.exp(-2j * torch.pi * torch.outer(index, index) / size) / size**0.5
     return fourier.mH @ (weights.to(fourier.dtype).unsqueeze(1) * fourier)

@@ -56,8 +56,9 @@ def linearize(reconstruction: Callable[[Tensor], Tensor], kspace: Tensor) -> Lin
     if isinstance(reconstruction, Linearizable):
         return reconstruction.linearize(kspace)
     with warnings.catch_warnings(), torch.no_grad():
-        # torch's constant folding warns about its own graph nodes; the result does not depend on it
+        # torch warns about its own graph nodes and its own use of torch.jit; the result depends on neither
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         value, push = torch.func.linearize(reconstruction, kspace)
 
     batched = torch.func.vmap(push)

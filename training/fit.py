@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class FitSettings:
         Time between two intermediate saves.
     """
 
-    steps: int = 12000
+    steps: int = 16000
     minutes: float = 40.0
     learning_rate: float = 1e-3
     warm_up: int = 100
@@ -92,7 +93,7 @@ def fit(
     -------
         The loss of every step.
     """
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam(_parameter_groups(network))
     losses: list[float] = []
     start = saved = time.monotonic()
     for step, example in enumerate(examples):
@@ -102,7 +103,7 @@ def fit(
             break
         rate = _learning_rate(settings, step, progress)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["relative"]
         losses.append(_train_step(network, optimizer, example, settings.clip))
         if report and len(losses) % 100 == 0:
             recent = np.mean(losses[-100:])
@@ -217,6 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """The scalar step sizes move ten times faster than the convolutions."""
+    steps = [value for name, value in network.named_parameters() if name == "step_sizes"]
+    others = [value for name, value in network.named_parameters() if name != "step_sizes"]
+    return [{"params": others, "relative": 1.0}, {"params": steps, "relative": 10.0}]
+
+
 def _train_step(network: nn.Module, optimizer: torch.optim.Optimizer, example: Example, clip: float) -> float:
     optimizer.zero_grad(set_to_none=True)
     loss = loss_of(network, example)
@@ -252,8 +260,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="model card to write, CARD.yaml")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="NAME", help="volumes to hold out")
     parser.add_argument("--source", default="licences not stated", help="licences of the volumes, for the card")
-    parser.add_argument("--matrix", nargs=2, type=int, default=[96, 176], metavar=("LOW", "HIGH"))
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--matrix", nargs=2, type=int, default=[80, 128], metavar=("LOW", "HIGH"))
+    parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock limit")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
