@@ -130,9 +130,7 @@ def random_noise_covariance(
     return np.asarray((covariance + covariance.conj().T) / 2, dtype=np.complex64)
 
 
-def _array(
-    coils: int, *, volumetric: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _array(coils: int, *, volumetric: bool) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Regular array: loop centres `(coils, 3)` as (x, y, z), loop radii and phases `(coils,)`."""
     per_ring = _COILS_PER_RING // 2 if volumetric else _COILS_PER_RING
     rings = -(-coils // per_ring)

@@ -124,8 +124,7 @@ def random_1d(shape: tuple[int, int], acceleration: float, *, centre_lines: int,
     _check_centre(centre_lines, lines)
     if centre_lines > budget:
         raise ValueError(
-            f"centre must be at most the {budget} lines of acceleration {acceleration} over {lines}, "
-            f"got {centre_lines}"
+            f"centre must be at most the {budget} lines of acceleration {acceleration} over {lines}, got {centre_lines}"
         )
     sampled = _centre_of(lines, centre_lines)
     others = np.flatnonzero(~sampled)

@@ -66,9 +66,7 @@ def draw_series(series: tuple[Series, ...], path: Path, *, image: int = 0) -> li
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, entry in zip(axes, shown, strict=True):
         if not 0 <= image < len(entry.data):
-            raise ValueError(
-                f"series {entry.index} has {len(entry.data)} images; there is none with number {image}"
-            )
+            raise ValueError(f"series {entry.index} has {len(entry.data)} images; there is none with number {image}")
         look = _LOOKS[entry.index]
         comment = str(entry.attributes[image].get("ImageComments", ""))
         title = _title(look, comment)

@@ -167,9 +167,7 @@ def _mask(settings: Simulation, rng: np.random.Generator) -> npt.NDArray[np.bool
     """Imaging lines `(k2, k1)`."""
     depth, rows, _ = settings.matrix
     if settings.mask in ("random_2d", "poisson_disc"):
-        return make_mask(
-            settings.mask, (depth, rows), settings.acceleration, centre=settings.reference_lines, rng=rng
-        )
+        return make_mask(settings.mask, (depth, rows), settings.acceleration, centre=settings.reference_lines, rng=rng)
     lines = make_mask(settings.mask, (rows, 1), settings.acceleration, centre=settings.reference_lines, rng=rng)
     return np.broadcast_to(lines[:, 0], (depth, rows)).copy()
 
@@ -190,9 +188,7 @@ def _slice(settings: Simulation, number: int) -> tuple[ComplexArray, ComplexArra
     return image, maps[:, None] if depth == 1 else maps
 
 
-def _scale(
-    settings: Simulation, slices: list[tuple[ComplexArray, ComplexArray]], imaging: npt.NDArray[Any]
-) -> float:
+def _scale(settings: Simulation, slices: list[tuple[ComplexArray, ComplexArray]], imaging: npt.NDArray[Any]) -> float:
     """Scale of the object that gives the wanted SNR in the whitened, unit-norm combined image."""
     inverse = np.sqrt(2) * np.linalg.inv(imaging)
     total, voxels = 0.0, 0
@@ -207,8 +203,8 @@ def _scale(
 def _kspace(settings: Simulation, image: ComplexArray, maps: ComplexArray) -> ComplexArray:
     """Noise-free k-space `(coils, k2, k1, k0)` with an oversampled readout.
 
-    A coarse voxel's intensity is that of the fine grid: cropping an orthonormal transform keeps it up to the root of the
-    number of voxels left out.
+    A coarse voxel's intensity is that of the fine grid: cropping an orthonormal transform keeps it up to the root of
+    the number of voxels left out.
     """
     depth, rows, columns = settings.matrix
     wide = settings.oversampling * image.shape[-1]
@@ -218,9 +214,7 @@ def _kspace(settings: Simulation, image: ComplexArray, maps: ComplexArray) -> Co
     wanted = (depth, rows, settings.oversampling * columns)
     kspace = coil_images
     for axis, size in zip((1, 2, 3), wanted, strict=True):
-        kspace = np.fft.fftshift(
-            np.fft.fft(np.fft.ifftshift(kspace, axes=axis), axis=axis, norm="ortho"), axes=axis
-        )
+        kspace = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(kspace, axes=axis), axis=axis, norm="ortho"), axes=axis)
         found = kspace.shape[axis]
         first = found // 2 - size // 2
         kspace = np.take(kspace, np.arange(first, first + size), axis=axis) * np.sqrt(size / found)

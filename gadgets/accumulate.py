@@ -1,4 +1,4 @@
-"""The gadget `accumulate`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.accumulate" target="gadget" .../>`."""
+"""The gadget `accumulate`: `<execute name="voxelsigma.gadgets.accumulate" target="gadget" type="python"/>`."""
 
 from typing import Any
 

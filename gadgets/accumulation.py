@@ -41,8 +41,8 @@ class AccumulateProperties:
 class Accumulate:
     """Place readouts by their counters and emit k-space when a volume is whole.
 
-    A volume ends on its flags, or when the next one of its slice begins, or with the stream; it is emitted only if no line
-    is missing. The end of a stream is no evidence of completeness.
+    A volume ends on its flags, or when the next one of its slice begins, or with the stream; it is emitted only if no
+    line is missing. The end of a stream is no evidence of completeness.
     """
 
     properties: AccumulateProperties
@@ -200,8 +200,8 @@ class _State:
             missing = f"{int((volume.image.count > 0).sum())} lines and no readout flagged as the last one"
         if missing and self.properties.incomplete == "error":
             raise ValueError(
-                f"accumulate: the volume {volume.key} is incomplete: {missing}; set property incomplete='emit' to get a "
-                "labelled series, or sampling='irregular' if the protocol samples like this"
+                f"accumulate: the volume {volume.key} is incomplete: {missing}; set property incomplete='emit' to get "
+                "a labelled series, or sampling='irregular' if the protocol samples like this"
             )
         if missing:
             logger.warning("the volume %s is incomplete (%s): its series are labelled", volume.key, missing)
@@ -293,9 +293,7 @@ def _moved(
         for index, before, after in zip(line, source.encoded_matrix, target.encoded_matrix, strict=False)
     ]
     if any(not 0 <= index < size for index, size in zip(moved, target.encoded_matrix, strict=False)):
-        raise ValueError(
-            f"accumulate: reference line {line} lies outside the imaging matrix {target.encoded_matrix}"
-        )
+        raise ValueError(f"accumulate: reference line {line} lies outside the imaging matrix {target.encoded_matrix}")
     size, length = ReadoutGeometry.of(target).size, samples.shape[1]
     placed = np.zeros((len(samples), size), dtype=np.complex64)
     first = size // 2 - length // 2

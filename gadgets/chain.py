@@ -1,4 +1,4 @@
-"""The gadget `chain`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.chain" target="gadget" .../>`."""
+"""The gadget `chain`: `<execute name="voxelsigma.gadgets.chain" target="gadget" type="python"/>`."""
 
 from typing import Any
 

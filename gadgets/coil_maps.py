@@ -1,4 +1,4 @@
-"""The gadget `coil_maps`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.coil_maps" target="gadget" .../>`."""
+"""The gadget `coil_maps`: `<execute name="voxelsigma.gadgets.coil_maps" target="gadget" type="python"/>`."""
 
 from typing import Any
 

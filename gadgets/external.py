@@ -31,8 +31,8 @@ _CUTTING = (
 class Incoming:
     """Messages of a socket, read by a thread of their own that never stops before CLOSE.
 
-    A gadget that stops reading while it sends would hang the whole scan: the server reads its output only as long as it can
-    write its input.
+    A gadget that stops reading while it sends would hang the whole scan: the server reads its output only as long as
+    it can write its input.
     """
 
     def __init__(self, socket: Any) -> None:

@@ -84,7 +84,10 @@ def make_image(
         field_of_view=tuple(reversed(kspace.recon_fov_mm)),
         average=0,
     )
-    image.meta = Meta({key: value for key, value in meta.items() if value not in ("", [])})
+    # as texts, so that an image has the same metadata before and behind the wire
+    image.meta = Meta(
+        {key: value if isinstance(value, list) else str(value) for key, value in meta.items() if value not in ("", [])}
+    )
     return image
 
 
@@ -127,7 +130,7 @@ def described(role: str | list[str], comment: str, history: list[str], kspace: K
     text = f"{comment} {warning}" if warning else comment
     roles = [role] if isinstance(role, str) else role
     return {
-        "DataRole": roles,
+        "DataRole": roles if len(roles) > 1 else roles[0],
         "GADGETRON_DataRole": roles[-1],
         "ImageComments": text,
         "GADGETRON_ImageComment": text,

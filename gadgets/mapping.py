@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream
-from voxelsigma.gadgets.planes import decoupled, pick_device
+from voxelsigma.gadgets.planes import decoupled, pick_device, sample_weights
 from voxelsigma.gadgets.properties import choice, integer, number, sidecars
 from voxelsigma.models.espirit import EspiritSettings, espirit, principal_coil
 from voxelsigma.models.grid import acquired_window, symmetric_window
@@ -57,10 +57,11 @@ class CoilMaps:
         """Sensitivities of one k-space, on the grid that its lines span."""
         region = calibration_region(kspace)
         if kspace.volumetric:
-            hybrid = decoupled(kspace, region).to(device)
-            virtual = principal_coil(hybrid)
             # (coils, k2, k1, x) -> (x, coils, k2, k1)
-            planes = [self._maps(plane, self._size(kspace, (0, 1)), virtual) for plane in hybrid.unbind(-1)]
+            hybrid = decoupled(kspace, region).to(device).movedim(-1, 0)
+            # one phase reference for all planes, so that the maps do not jump between them
+            virtual = principal_coil(hybrid)
+            planes = [self._maps(plane, self._size(kspace, (0, 1)), virtual) for plane in hybrid]
             maps = torch.stack(planes, dim=-1)
         else:
             plane = torch.from_numpy(region[:, 0]).to(device)
@@ -76,7 +77,7 @@ class CoilMaps:
     def _maps(self, reference: Tensor, size: tuple[int, int], virtual: Tensor | None) -> Tensor:
         chosen = self.properties
         if chosen.method == "walsh":
-            return walsh(reference, size, smoothing=chosen.smoothing | 1)
+            return walsh(reference, size, smoothing=chosen.smoothing | 1, phase=virtual)
         settings = EspiritSettings(
             kernel=chosen.kernel,
             calibration=chosen.calibration,
@@ -88,12 +89,10 @@ class CoilMaps:
     @staticmethod
     def _size(kspace: KSpace, axes: tuple[int, int]) -> tuple[int, int]:
         """Matrix of the grid around the origin that the acquired lines span."""
+        weights = torch.from_numpy(sample_weights(kspace))
         rows, columns = (
             symmetric_window(
-                acquired_window(
-                    torch.from_numpy((kspace.variance > 0).any(axis=tuple({0, 1, 2} - {axis}))),
-                    kspace.limits[axis],
-                )
+                acquired_window((weights > 0).amax(dim=tuple({0, 1, 2} - {axis})), kspace.limits[axis])
             ).size
             for axis in axes
         )
@@ -118,14 +117,12 @@ def calibration_region(kspace: KSpace) -> npt.NDArray[np.complex64]:
             return kspace.reference[:, rows, columns]
     rows, columns = _central_block(kspace.headers["number_of_samples"] > 0)
     smallest = min(
-        part.stop - part.start
-        for part, size in zip((rows, columns), kspace.data.shape[1:3], strict=True)
-        if size > 1
+        part.stop - part.start for part, size in zip((rows, columns), kspace.data.shape[1:3], strict=True) if size > 1
     )
     if smallest < 8:
         raise ValueError(
-            f"coil_maps: {kspace.key} has no reference lines, and only {max(smallest, 0)} fully sampled lines around the "
-            "centre of k-space; at least 8 are needed for the coil sensitivities"
+            f"coil_maps: {kspace.key} has no reference lines, and only {max(smallest, 0)} fully sampled lines around "
+            "the centre of k-space; at least 8 are needed for the coil sensitivities"
         )
     return kspace.data[:, rows, columns]
 
@@ -145,7 +142,7 @@ def _central_block(sampled: Mask) -> tuple[slice, slice]:
         for axis in (0, 1):
             if not growing[axis]:
                 continue
-            trial = [part for part in best]
+            trial = list(best)
             start, stop = centre[axis] - half[axis], centre[axis] + half[axis]
             trial[axis] = slice(start, stop)
             if start < 0 or stop > sampled.shape[axis] or not sampled[trial[0], trial[1]].all():

@@ -42,9 +42,7 @@ class Plane:
         coils, device = len(self.kspace), self.kspace.device
         readout = self.item.readout
         if self.item.volumetric or readout is None:
-            return ProbeSource(
-                variance=self.problem.variance, coils=coils, seed=seed, counters=counters, device=device
-            )
+            return ProbeSource(variance=self.problem.variance, coils=coils, seed=seed, counters=counters, device=device)
         size = self.kspace.shape[-1]
         lines = torch.from_numpy(_line_variance(self.item))
         variance = torch.zeros((len(lines), readout.size))
@@ -88,6 +86,7 @@ def planes_of(kspace: KSpace, sensitivities: Sensitivities, device: torch.device
             problem=PlaneProblem(
                 sensitivities=maps[:, 0],
                 variance=torch.from_numpy(kspace.variance[0]).to(device),
+                weights=torch.from_numpy(sample_weights(kspace)[0]).to(device),
                 limits=kspace.limits[1:],
                 size=kspace.recon_matrix[1:],
                 field_of_view=_fov_parts(kspace)[1:],
@@ -98,6 +97,7 @@ def planes_of(kspace: KSpace, sensitivities: Sensitivities, device: torch.device
     hybrid = decoupled(kspace, kspace.data)
     # the transform is unitary: a plane's sample has the mean variance of its line
     variance = torch.from_numpy(kspace.variance.mean(axis=2)).to(device)
+    weights = torch.from_numpy(sample_weights(kspace).max(axis=2)).to(device)
     for number in range(hybrid.shape[-1]):
         yield Plane(
             number=number,
@@ -105,12 +105,26 @@ def planes_of(kspace: KSpace, sensitivities: Sensitivities, device: torch.device
             problem=PlaneProblem(
                 sensitivities=maps[..., number],
                 variance=variance,
+                weights=weights,
                 limits=kspace.limits[:2],
                 size=kspace.recon_matrix[:2],
                 field_of_view=_fov_parts(kspace)[:2],
             ),
             item=kspace,
         )
+
+
+def sample_weights(kspace: KSpace) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    """Readouts averaged into each sample, shape `(k2, k1, k0)`; 0 where nothing was sampled.
+
+    What little of an asymmetric echo leaks beyond its own samples, when the readout is cropped, does not count.
+    """
+    line = kspace.variance.max(axis=2, keepdims=True)
+    first, last = kspace.limits[2]
+    position = np.arange(kspace.variance.shape[2])
+    inside = (position >= first) & (position <= last)
+    found = np.where(line > 0, 2 / np.where(line > 0, line, 1), 0) * inside
+    return found.astype(np.float32)
 
 
 def decoupled(kspace: KSpace, data: "np.ndarray[tuple[int, ...], np.dtype[np.complex64]]") -> Tensor:
@@ -128,8 +142,7 @@ def assemble(kspace: KSpace, planes: list[Tensor]) -> Tensor:
 def _fov_parts(kspace: KSpace) -> tuple[float, float, float]:
     """Reconstructed over encoded field of view, `(z, y, x)`, at most 1."""
     z, y, x = (
-        min(1.0, wanted / encoded)
-        for wanted, encoded in zip(kspace.recon_fov_mm, kspace.encoded_fov_mm, strict=True)
+        min(1.0, wanted / encoded) for wanted, encoded in zip(kspace.recon_fov_mm, kspace.encoded_fov_mm, strict=True)
     )
     return z, y, x
 

@@ -1,4 +1,4 @@
-"""The gadget `prewhiten`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.prewhiten" target="gadget" .../>`."""
+"""The gadget `prewhiten`: `<execute name="voxelsigma.gadgets.prewhiten" target="gadget" type="python"/>`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The gadget `reconstruct`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.reconstruct" target="gadget" .../>`."""
+"""The gadget `reconstruct`: `<execute name="voxelsigma.gadgets.reconstruct" target="gadget" type="python"/>`."""
 
 from typing import Any
 

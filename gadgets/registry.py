@@ -29,9 +29,7 @@ class Entry:
 
 GADGETS = {
     "prewhiten": Entry("voxelsigma.gadgets.whitening", "Prewhiten", "PrewhitenProperties"),
-    "accumulate": Entry(
-        "voxelsigma.gadgets.accumulation", "Accumulate", "AccumulateProperties", needs=("covariance",)
-    ),
+    "accumulate": Entry("voxelsigma.gadgets.accumulation", "Accumulate", "AccumulateProperties", needs=("covariance",)),
     "coil_maps": Entry("voxelsigma.gadgets.mapping", "CoilMaps", "CoilMapsProperties", needs=("kspace",)),
     "reconstruct": Entry(
         "voxelsigma.gadgets.reconstruction",
@@ -39,9 +37,7 @@ GADGETS = {
         "ReconstructProperties",
         needs=("kspace", "sensitivities"),
     ),
-    "sketch": Entry(
-        "voxelsigma.gadgets.sketching", "Sketch", "SketchProperties", needs=("kspace", "sensitivities")
-    ),
+    "sketch": Entry("voxelsigma.gadgets.sketching", "Sketch", "SketchProperties", needs=("kspace", "sensitivities")),
 }
 
 

@@ -1,4 +1,4 @@
-"""The gadget `sketch`, as Gadgetron starts it: `<execute name="voxelsigma.gadgets.sketch" target="gadget" .../>`."""
+"""The gadget `sketch`: `<execute name="voxelsigma.gadgets.sketch" target="gadget" type="python"/>`."""
 
 from typing import Any
 

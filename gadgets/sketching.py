@@ -156,8 +156,8 @@ class Sketch:
         kspace = reconstruction.planes[0].item
         if kspace.whitening is None:
             raise ValueError(
-                f"sketch: the data of {kspace.key} were not whitened, so their noise is unknown; put 'prewhiten' before "
-                "'accumulate' (with forward='covariance'), or set prewhitened='true' there if something else did it"
+                f"sketch: the data of {kspace.key} were not whitened, so their noise is unknown; put 'prewhiten' "
+                "before 'accumulate' (with forward='covariance'), or set prewhitened='true' there if something else did it"
             )
         result = self._estimate(reconstruction)
         whitening = kspace.whitening
@@ -229,8 +229,8 @@ class Sketch:
         kspace = reconstruction.planes[0].item
         pairs, ratios = [], []
         objects: list[Tensor] = []
-        for number, plane in enumerate(reconstruction.planes):
-            found, estimator = self._plane(reconstruction, number)
+        for index, plane in enumerate(reconstruction.planes):
+            found, estimator = self._plane(reconstruction, index)
             pairs.append(found)
             ratios.append(
                 noise_ratio(
@@ -240,7 +240,7 @@ class Sketch:
                 )
             )
             error = found["magnitude"].relative_error()
-            inside = object_mask(reconstruction.values[number]).to(error.device)
+            inside = object_mask(reconstruction.values[index]).to(error.device)
             objects.append(torch.stack([error[inside], found["magnitude"].explained[inside]]))
         median = torch.cat(objects, dim=1).median(dim=1).values
         result = _Result(
@@ -262,10 +262,10 @@ class Sketch:
         )
         return result
 
-    def _plane(self, reconstruction: Reconstruction, number: int) -> tuple[dict[MapKind, SigmaMap], str]:
+    def _plane(self, reconstruction: Reconstruction, index: int) -> tuple[dict[MapKind, SigmaMap], str]:
         """Both maps of one plane, and how they were estimated."""
         chosen = self.properties
-        function, plane = reconstruction.functions[number], reconstruction.planes[number]
+        function, plane = reconstruction.functions[index], reconstruction.planes[index]
         if chosen.estimator != "sketch":
             variance = function.exact_variance() if isinstance(function, SenseReconstruction) else None
             if variance is not None:
@@ -275,17 +275,17 @@ class Sketch:
                 }, "exact"
             if chosen.estimator == "exact":
                 raise ValueError(
-                    f"sketch: property 'estimator' is 'exact', but {reconstruction.card.name!r} on this sampling has no "
-                    "cheap exact map; 'auto' or 'sketch' would do"
+                    f"sketch: property 'estimator' is 'exact', but {reconstruction.card.name!r} on this sampling has "
+                    "no cheap exact map; 'auto' or 'sketch' would do"
                 )
         stopping = Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
         total = len(reconstruction.planes)
 
         def report(done: int, limit: int) -> None:
-            self.context.progress("probes", number * limit + done, total * limit)
+            self.context.progress("probes", index * limit + done, total * limit)
 
         found = sketch(
-            reconstruction.linearize(number),
+            reconstruction.linearize(index),
             plane.probes(self.seed),
             stopping if chosen.seed is None else stopping.seeded(),
             covariate=plane.problem.covariate() if chosen.control_variate else None,
@@ -304,9 +304,7 @@ class Sketch:
         exact = result.estimator == "exact"
         return {
             **provenance(kspace),
-            **method_meta(
-                reconstruction.card, None if stated is None else float(stated), reconstruction.sensitivities
-            ),
+            **method_meta(reconstruction.card, None if stated is None else float(stated), reconstruction.sensitivities),
             "voxelsigma_estimator": result.estimator,
             "voxelsigma_probes": result.probes,
             "voxelsigma_seed": "" if exact else str(self.seed),

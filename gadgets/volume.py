@@ -59,9 +59,7 @@ class Volume:
             headers=np.zeros(matrix[:2], dtype=HEADER_DTYPE),
         )
 
-    def add_image(
-        self, samples: Samples, line: tuple[int, int], header: np.void, acquired: tuple[int, int]
-    ) -> None:
+    def add_image(self, samples: Samples, line: tuple[int, int], header: np.void, acquired: tuple[int, int]) -> None:
         """Add an imaging readout, oversampling removed, shape `(coils, k0)`."""
         if self.acquired not in (None, acquired):
             raise ValueError(
@@ -178,7 +176,7 @@ def _partial_fourier(limits: tuple[tuple[int, int], ...], matrix: tuple[int, ...
         if size == 1:
             continue
         extent = last - first + 1
-        symmetric = min(size, 2 * max(origin - first, last - origin))
+        symmetric = min(size, 2 * max(origin - first, last + 1 - origin))
         # one line, or one step of an accelerated scan, is no asymmetry
         if extent / symmetric < 0.95 and symmetric - extent > 4:
             found.append(f"{name} {extent / symmetric:.2f}")

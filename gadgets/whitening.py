@@ -105,9 +105,7 @@ class Prewhiten:
         if not readouts:
             if noise:
                 count = sum(map(len, noise))
-                raise ValueError(
-                    f"prewhiten: the stream holds noise readouts only ({count}) and no imaging readout"
-                )
+                raise ValueError(f"prewhiten: the stream holds noise readouts only ({count}) and no imaging readout")
             yield from waiting
             return
         covariance = self._from_noise(noise) if noise else self._from_edge(readouts)

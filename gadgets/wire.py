@@ -167,9 +167,7 @@ def message(item: Any) -> bytes:
     """
     for kind, identifier in ((Acquisition, ACQUISITION), (Waveform, WAVEFORM), (Image, IMAGE)):
         if isinstance(item, kind):
-            parts = [struct.pack("<H", identifier)]
-            item.serialize_into(lambda part: parts.append(bytes(part)))
-            return b"".join(parts)
+            return struct.pack("<H", identifier) + item.to_bytes()
     if isinstance(item, ReconData):
         return _recon_data_bytes(item)
     if isinstance(item, ImageArray):
@@ -210,9 +208,7 @@ def _acquisition(reader: Reader) -> Acquisition:
     return Acquisition(
         header,
         data=np.frombuffer(data, dtype=np.complex64).reshape(coils, samples).copy(),
-        trajectory=np.frombuffer(trajectory, dtype=np.float32)
-        .reshape(samples, header.trajectory_dimensions)
-        .copy(),
+        trajectory=np.frombuffer(trajectory, dtype=np.float32).reshape(samples, header.trajectory_dimensions).copy(),
     )
 
 

@@ -81,9 +81,7 @@ class ChildNode:
             return connection
         raise RuntimeError(f"{self._name}: did not connect within {CONNECT_SECONDS:g} s")
 
-    def _exchange(
-        self, connection: socket.socket, child: "subprocess.Popen[bytes]", items: Stream
-    ) -> Iterator[object]:
+    def _exchange(self, connection: socket.socket, child: "subprocess.Popen[bytes]", items: Stream) -> Iterator[object]:
         """Feed on a thread, read here."""
         failures: list[BaseException] = []
         feeder = threading.Thread(target=self._feed, args=(connection, items, failures), daemon=True)

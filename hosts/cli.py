@@ -68,9 +68,7 @@ def simulate(
         str, typer.Option(help="uniform_1d, random_1d, random_2d or poisson_disc (the last two for 3D scans).")
     ] = "random_1d",
     reference_lines: Annotated[int, typer.Option(help="Fully sampled lines (or square) in the centre.")] = 24,
-    snr: Annotated[
-        float, typer.Option(help="Mean object magnitude over the noise's deviation per component.")
-    ] = 20.0,
+    snr: Annotated[float, typer.Option(help="Mean object magnitude over the noise's deviation per component.")] = 20.0,
     slices: Annotated[int, typer.Option(help="Slices.")] = 1,
     repetitions: Annotated[int, typer.Option(help="Repetitions.")] = 1,
     averages: Annotated[int, typer.Option(help="Averages.")] = 1,

@@ -8,7 +8,7 @@ import numpy as np
 from ismrmrd import constants
 
 from voxelsigma.formats.header import COUNTERS, Encoding
-from voxelsigma.formats.image_file import read_series
+from voxelsigma.formats.image_file import Series, read_series
 from voxelsigma.formats.raw_file import RawFile, open_raw
 
 
@@ -44,11 +44,14 @@ def _describe_images(path: Path, group: str) -> Iterator[str]:
             f"  series {series.index}: {count} x {shape}, {series.data.dtype}"
             f"{f', {channels} channels' if channels > 1 else ''}, {meta.get('ImageComments', 'no comment')}"
         )
-        known = {
-            key.removeprefix("voxelsigma_"): value for key, value in meta.items() if key.startswith("voxelsigma_")
-        }
-        if known:
-            yield "    " + ", ".join(f"{key} {value}" for key, value in known.items())
+    yield from _provenance_of(read_series(path, group)[-1])
+
+
+def _provenance_of(series: Series) -> Iterator[str]:
+    """How the last series, a map where there is one, was made."""
+    for key, value in series.attributes[0].items():
+        if key.startswith("voxelsigma_"):
+            yield f"  {key.removeprefix('voxelsigma_').replace('_', ' ')}: {value}"
 
 
 def _describe_raw(raw: RawFile) -> Iterator[str]:
@@ -99,9 +102,7 @@ def _describe_readouts(raw: RawFile) -> Iterator[str]:
         for kind, flag in kinds.items():
             counts[kind] += int(block.flagged(flag).sum())
         for is_noise in (True, False):
-            dwell[is_noise] |= {
-                float(value) for value in np.unique(block.headers["sample_time_us"][noisy == is_noise])
-            }
+            dwell[is_noise] |= {float(value) for value in np.unique(block.headers["sample_time_us"][noisy == is_noise])}
     listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     yield f"  {'/'.join(str(count) for count in sorted(channels))} channels{f'; readouts: {listed}' if listed else ''}"
     if noise_samples:

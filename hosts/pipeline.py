@@ -108,9 +108,7 @@ def parse_pipeline(xml: bytes, source: str) -> Pipeline:
 
 def _node(element: Element, source: str) -> Node:
     if element.tag == "gadget":
-        return Native(
-            (element.findtext("name") or "").strip(), (element.findtext("classname") or "unnamed").strip()
-        )
+        return Native((element.findtext("name") or "").strip(), (element.findtext("classname") or "unnamed").strip())
     if element.tag != "external":
         raise ValueError(
             f"{source}: <{element.tag}> nodes run in a real Gadgetron server only; "

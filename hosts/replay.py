@@ -99,9 +99,7 @@ def _items(raw: RawFile, report: Callable[[str, int, int], None]) -> Iterator[It
     for block in raw.blocks():
         first = 0
         while waiting is not None:
-            before = (
-                int(np.searchsorted(block.headers["acquisition_time_stamp"][first:], waiting.time_stamp)) + first
-            )
+            before = int(np.searchsorted(block.headers["acquisition_time_stamp"][first:], waiting.time_stamp)) + first
             if before >= len(block):
                 break
             if before > first:

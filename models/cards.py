@@ -158,9 +158,7 @@ def _load_weights(network: nn.Module, card: ModelCard) -> None:
     if found != expected:
         differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
         listed = ", ".join(f"{key} (has {found.get(key)}, needs {expected.get(key)})" for key in differing)
-        raise ValueError(
-            f"{card.weights}: does not fit {card.architecture} {dict(card.hyperparameters)}: {listed}"
-        )
+        raise ValueError(f"{card.weights}: does not fit {card.architecture} {dict(card.hyperparameters)}: {listed}")
     network.load_state_dict(tensors)
 
 
@@ -198,9 +196,7 @@ def _checked(path: Path, content: Any) -> ModelCard:
 def _fit(path: Path, fit: Mapping[str, Any]) -> dict[str, Any]:
     """Check `fit_for`."""
     if set(fit) != set(_FIT_KEYS):
-        raise ValueError(
-            f"{path}: field 'fit_for' must have {', '.join(_FIT_KEYS)}, got {', '.join(map(str, fit))}"
-        )
+        raise ValueError(f"{path}: field 'fit_for' must have {', '.join(_FIT_KEYS)}, got {', '.join(map(str, fit))}")
     for key in ("acceleration", "coils"):
         values = fit[key]
         if not (

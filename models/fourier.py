@@ -21,14 +21,10 @@ def fft_centred(images: Tensor, dim: Sequence[int] = (-2, -1)) -> Tensor:
         Tensor of the same shape.
     """
     axes = tuple(dim)
-    return torch.fft.fftshift(
-        torch.fft.fftn(torch.fft.ifftshift(images, dim=axes), dim=axes, norm="ortho"), dim=axes
-    )
+    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(images, dim=axes), dim=axes, norm="ortho"), dim=axes)
 
 
 def ifft_centred(kspace: Tensor, dim: Sequence[int] = (-2, -1)) -> Tensor:
     """K-space to image space: the inverse, and the adjoint, of `fft_centred`."""
     axes = tuple(dim)
-    return torch.fft.fftshift(
-        torch.fft.ifftn(torch.fft.ifftshift(kspace, dim=axes), dim=axes, norm="ortho"), dim=axes
-    )
+    return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(kspace, dim=axes), dim=axes, norm="ortho"), dim=axes)

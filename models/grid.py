@@ -1,5 +1,6 @@
 """Grids: from the encoded matrix to the one that the acquired lines span, and on to the image's own."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def acquired_window(sampled: Tensor, limits: tuple[int, int]) -> Window:
     lines = sampled.nonzero().flatten().tolist()
     if not lines:
         raise ValueError("k-space: no line was sampled; at least one is needed")
-    steps = {after - before for before, after in zip(lines, lines[1:], strict=False)}
+    steps = {after - before for before, after in itertools.pairwise(lines)}
     if len(steps) == 1 and (step := steps.pop()) > 1:
         size = step * len(lines)
         if size > encoded:

@@ -30,6 +30,8 @@ class PlaneProblem:
         matrix; they are interpolated to the grid of the reconstruction.
     variance
         Complex noise variance of each sample, shape `(k1, k0)`, the encoded matrix; 0 where not sampled.
+    weights
+        Readouts averaged into each sample, shape `(k1, k0)`; 0 where nothing was sampled.
     limits
         First and last encoded position of each axis, as indices of the encoded matrix.
     size
@@ -40,13 +42,14 @@ class PlaneProblem:
 
     sensitivities: Tensor
     variance: Tensor
+    weights: Tensor
     limits: tuple[tuple[int, int], tuple[int, int]]
     size: tuple[int, int]
     field_of_view: tuple[float, float] = (1.0, 1.0)
 
     def windows(self, *, symmetric: bool) -> tuple[Window, Window]:
         """The acquired grid of both axes; around the origin where an image model needs that."""
-        sampled = self.variance > 0
+        sampled = self.weights > 0
         windows = (
             acquired_window(sampled.any(dim=1), self.limits[0]),
             acquired_window(sampled.any(dim=0), self.limits[1]),
@@ -64,9 +67,8 @@ class PlaneProblem:
         return weights.numel() / float(weights.sum())
 
     def cropped_weights(self, windows: tuple[Window, Window]) -> Tensor:
-        """Readouts averaged into each sample, `2 / variance`, on a window; 0 where not sampled."""
-        variance = windows[1].crop(windows[0].crop(self.variance, -2), -1)
-        return torch.where(variance > 0, 2 / variance.clamp_min(1e-12), torch.zeros_like(variance))
+        """Readouts averaged into each sample, on a window."""
+        return windows[1].crop(windows[0].crop(self.weights, -2), -1)
 
     def sensitivities_on(self, size: tuple[int, int], field_of_view: tuple[float, float] = (1.0, 1.0)) -> Tensor:
         """Sensitivities on another grid, unit-norm wherever the coils see the voxel."""

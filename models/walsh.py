@@ -7,7 +7,14 @@ from voxelsigma.models.espirit import principal_coil
 from voxelsigma.models.grid import Window, apply_axes, kspace_matrix
 
 
-def walsh(reference: Tensor, size: tuple[int, int], *, smoothing: int = 7, iterations: int = 20) -> Tensor:
+def walsh(
+    reference: Tensor,
+    size: tuple[int, int],
+    *,
+    smoothing: int = 7,
+    iterations: int = 20,
+    phase: Tensor | None = None,
+) -> Tensor:
     r"""Estimate unit-norm coil sensitivities from low-resolution coil images.
 
     At every voxel the leading eigenvector of the coil covariance of its neighbourhood,
@@ -23,6 +30,9 @@ def walsh(reference: Tensor, size: tuple[int, int], *, smoothing: int = 7, itera
         Width of the neighbourhood in voxels of the maps, odd.
     iterations
         Power iterations.
+    phase
+        Virtual coil whose phase the maps are relative to, shape `(coils,)`; None takes the first principal
+        component of the reference lines.
 
     Returns
     -------
@@ -32,7 +42,7 @@ def walsh(reference: Tensor, size: tuple[int, int], *, smoothing: int = 7, itera
     # images: (..., coils, y, x) -> products: (..., coils, coils, y, x)
     products = images.unsqueeze(-3) * images.conj().unsqueeze(-4)
     covariance = _box(products, smoothing).movedim((-4, -3), (-2, -1))
-    virtual = principal_coil(reference)
+    virtual = principal_coil(reference) if phase is None else phase
     vector = virtual.expand(covariance.shape[:-1]).unsqueeze(-1)
     for _ in range(iterations):
         vector = covariance @ vector

@@ -20,8 +20,8 @@ class ProbeSource:
     .. math:: v_k = \sqrt{\operatorname{Var}_k}\; e^{i\theta_k}, \qquad \theta_k \sim U[0, 2\pi)
 
     so that :math:`E[v v^H] = \operatorname{diag}(\operatorname{Var})` and :math:`E[v v^T] = 0`, with
-    :math:`\operatorname{Var}_k = 2/n_k` for a whitened sample averaged from :math:`n_k` readouts and 0 where nothing was
-    sampled. A block is a pure function of (seed, counters, block number): it is the same on every device,
+    :math:`\operatorname{Var}_k = 2/n_k` for a whitened sample averaged from :math:`n_k` readouts and 0 where nothing
+    was sampled. A block is a pure function of (seed, counters, block number): it is the same on every device,
     in every chunk size and in every process.
 
     Parameters

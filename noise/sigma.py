@@ -49,8 +49,7 @@ class SigmaMap:
         finite = torch.where(freedom.isfinite(), freedom, torch.ones_like(freedom)).numpy()
         raw = (self.sigma.cpu().double() * root_bias(freedom)).numpy()
         bounds = (
-            raw * np.sqrt(finite / scipy.stats.chi2.ppf(tail, finite))
-            for tail in ((1 + level) / 2, (1 - level) / 2)
+            raw * np.sqrt(finite / scipy.stats.chi2.ppf(tail, finite)) for tail in ((1 + level) / 2, (1 - level) / 2)
         )
         exact = ~freedom.isfinite()
         lower, upper = (torch.where(exact, self.sigma.cpu().double(), torch.from_numpy(bound)) for bound in bounds)
@@ -124,9 +123,7 @@ def root_bias(freedom: Tensor) -> Tensor:
     return torch.where(freedom > 1e4, 1 - 0.25 / freedom, exact)
 
 
-def _magnitude(
-    sums: Moments, direction: Tensor, covariate_variance: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _magnitude(sums: Moments, direction: Tensor, covariate_variance: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Variance, degrees of freedom and explained part of the in-phase component."""
     count = sums.count
     a_a = projected(sums.u_u, sums.u_abs, direction)

@@ -243,9 +243,7 @@ def _contrast(cut: NDArray[np.integer], labels: int, rng: np.random.Generator) -
     return np.asarray(np.maximum(image * bias, 0), dtype=np.float32)
 
 
-def _onto_matrix(
-    image: NDArray[np.float32], shape: tuple[int, int], rng: np.random.Generator
-) -> NDArray[np.float32]:
+def _onto_matrix(image: NDArray[np.float32], shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
     """Turn, scale, move and blur a slice onto the matrix; what is outside the slice is 0."""
     image = np.rot90(image, int(rng.integers(4)))
     if rng.random() < 0.5:

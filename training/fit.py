@@ -156,9 +156,7 @@ def write_card(
     write_whole(card, text.encode())
 
 
-def card_text(
-    name: str, hyperparameters: Mapping[str, int], *, sha256: str, trained_on: str, evaluation: str
-) -> str:
+def card_text(name: str, hyperparameters: Mapping[str, int], *, sha256: str, trained_on: str, evaluation: str) -> str:
     """The YAML of a model card."""
     values = ", ".join(f"{key}: {value}" for key, value in hyperparameters.items())
     return (

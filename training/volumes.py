@@ -32,9 +32,7 @@ class Volume:
     labels: int
 
 
-def load_volumes(
-    folder: Path, *, only: Collection[str] | None = None, exclude: Collection[str] = ()
-) -> list[Volume]:
+def load_volumes(folder: Path, *, only: Collection[str] | None = None, exclude: Collection[str] = ()) -> list[Volume]:
     """Read every volume in a folder and the folders in it, in the order of their paths.
 
     NIfTI files are label maps, `.npz` files are intensity volumes with an array `vol`. Empty
@@ -64,9 +62,7 @@ def load_volumes(
     chosen = [p for p in paths if (only is None or _name(p) in only) and _name(p) not in exclude]
     if not chosen:
         wanted = "" if only is None else f" named {', '.join(sorted(only))}"
-        raise ValueError(
-            f"volumes: {folder} holds no {', '.join(_ENDINGS)} file{wanted}; found {len(paths)} others"
-        )
+        raise ValueError(f"volumes: {folder} holds no {', '.join(_ENDINGS)} file{wanted}; found {len(paths)} others")
     return [_read(path) for path in chosen]
 
 

@@ -36,9 +36,7 @@ def test_loop_field_is_biot_savart(distance: float, height: float, monkeypatch: 
 
 @settings(deadline=None, max_examples=30)
 @given(coils=coil_numbers, shape=st.sampled_from([(16, 12), (9, 20), (4, 10, 8)]), seeded=st.booleans())
-def test_any_number_of_coils_gives_finite_distinct_fields(
-    coils: int, shape: tuple[int, ...], seeded: bool
-) -> None:
+def test_any_number_of_coils_gives_finite_distinct_fields(coils: int, shape: tuple[int, ...], seeded: bool) -> None:
     maps = coil_sensitivities(coils, shape, rng=rng() if seeded else None)
     assert maps.shape == (coils, *shape)
     assert maps.dtype == np.complex64
@@ -96,9 +94,7 @@ def test_unit_norm_is_one_and_leaves_empty_voxels() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(deadline=None)
-def test_covariance_is_hermitian_positive_definite(
-    coils: int, correlation: float, spread: float, seed: int
-) -> None:
+def test_covariance_is_hermitian_positive_definite(coils: int, correlation: float, spread: float, seed: int) -> None:
     covariance = random_noise_covariance(coils, correlation=correlation, spread=spread, rng=rng(seed))
     assert covariance.dtype == np.complex64
     np.testing.assert_array_equal(covariance, covariance.conj().T)

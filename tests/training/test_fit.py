@@ -128,9 +128,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_command_trains_and_saves(
-    tmp_path: Path, volumes: list[Volume], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_trains_and_saves(tmp_path: Path, volumes: list[Volume], capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     data.mkdir()
     np.savez(data / "ball.npz", vol=100 * volumes[0].values)
