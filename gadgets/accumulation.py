@@ -133,6 +133,7 @@ class _State:
         lines = np.stack([line_position(block, encoding, axis) for axis in (2, 1)], axis=1)
         reference_only = block.flagged(constants.ACQ_IS_PARALLEL_CALIBRATION)
         both = block.flagged(constants.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+        last = block.flagged(constants.ACQ_LAST_IN_SLICE, *LAST_OF_ALL)
         for number, header in enumerate(block.headers):
             line = (int(lines[number, 0]), int(lines[number, 1]))
             if reference_only[number] or both[number]:
@@ -140,9 +141,9 @@ class _State:
             if not reference_only[number] or both[number]:
                 volume = yield from self._volume(volume_key(header), encoding, len(samples[number]))
                 volume.add_image(samples[number], line, header, acquired)
-            self.readouts += 1
-            self.context.progress("readouts", self.readouts, 0)
-            yield from self._close(block.select(slice(number, number + 1)))
+            if last[number]:
+                yield from self._close(block.select(slice(number, number + 1)))
+        self.readouts += len(block)
 
     def _add_reference(self, samples: Samples, line: tuple[int, int], header: np.void, encoding: Encoding) -> None:
         """Keep a reference line, on the matrix of the imaging encoding."""

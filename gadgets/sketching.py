@@ -157,7 +157,8 @@ class Sketch:
         if kspace.whitening is None:
             raise ValueError(
                 f"sketch: the data of {kspace.key} were not whitened, so their noise is unknown; put 'prewhiten' "
-                "before 'accumulate' (with forward='covariance'), or set prewhitened='true' there if something else did it"
+                "before 'accumulate' (with forward='covariance'), or set prewhitened='true' there if something else "
+                "did it"
             )
         result = self._estimate(reconstruction)
         whitening = kspace.whitening

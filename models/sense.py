@@ -97,7 +97,11 @@ class SenseReconstruction:
         whole = self.windows[1].whole and self.problem.white_readout
         if not whole or self.columns is None:
             return None
-        return self.columns.variance(*self.output)
+        # the columns know noise of variance 2/w; that of a plane of a volume with an asymmetric echo is less
+        noise = (self.problem.variance * self.problem.weights)[self.problem.weights > 0]
+        if not torch.allclose(noise, noise[0], rtol=1e-4):
+            return None
+        return self.columns.variance(*self.output) * (noise[0].double() / 2)
 
     def _normal(self, images: Tensor) -> Tensor:
         r""":math:`A^H W A + \lambda`; axes along which W is constant need no Fourier transform."""

@@ -1,7 +1,7 @@
 """A noise covariance from the imaging data themselves, where no noise was measured."""
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ EMPTY_RATIO: Final = 2.0
 
 def edge_covariance(
     samples: ComplexArray,
-    distances: npt.NDArray[np.floating[npt.NBitBase]],
+    distances: npt.NDArray[np.floating[Any]],
     dwell_time_us: float,
     *,
     oversampled: bool,
@@ -76,7 +76,7 @@ def edge_covariance(
 
 
 def _empty_positions(
-    hybrid: ComplexArray, distances: npt.NDArray[np.floating[npt.NBitBase]], *, oversampled: bool
+    hybrid: ComplexArray, distances: npt.NDArray[np.floating[Any]], *, oversampled: bool
 ) -> npt.NDArray[np.bool_]:
     """Readout positions without object, inside the receiver's flat band, shape `(x,)`."""
     length = hybrid.shape[-1]

@@ -90,7 +90,7 @@ def column_system(sensitivities: Tensor, weights: Tensor, regularization: float)
     # S: (coils, y, x) -> (x, y, coils); H: (x, y, y)
     by_column = sensitivities.to(torch.complex128).permute(2, 1, 0)
     normal = (by_column.conj() @ by_column.mT) * transfer
-    dead = torch.diagonal(normal, dim1=-2, dim2=-1).real == 0
+    dead = by_column.abs().square().sum(dim=-1) == 0
     system = normal + torch.diag_embed(dead.to(normal.dtype) + regularization)
     factor, failed = torch.linalg.cholesky_ex(system)
     diagonal = torch.diagonal(factor, dim1=-2, dim2=-1).real
@@ -136,7 +136,7 @@ def jacobian_variance(
     -------
         Variance of the in-phase component, and :math:`E|u|^2`, shape `(y, x)` each.
     """
-    image, pull = torch.func.vjp(reconstruction, kspace)
+    image, pull = torch.func.vjp(reconstruction, kspace)[:2]
     direction = phase_factor(image).to(image.dtype)
     total = [_row_energy(pull, turn, variance, chunk) for turn in (direction, 1j * direction)]
     return total[0], total[0] + total[1]

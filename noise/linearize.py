@@ -42,8 +42,8 @@ def linearize(reconstruction: Callable[[Tensor], Tensor], kspace: Tensor) -> Lin
     r"""Linearize a reconstruction :math:`f` at measured data :math:`y`: :math:`f(y)` and :math:`v \mapsto J v`.
 
     A reconstruction with a `linearize` method of its own is asked first. Else the general road:
-    `torch.func.linearize` evaluates :math:`f` once, keeps what the tangent needs, and `vmap` pushes whole
-    batches. Tangents are real-linear: complex probes give the exact derivative along them even
+    `torch.func.linearize` evaluates :math:`f` twice (the value and the trace), keeps what the tangent needs,
+    and `vmap` pushes whole batches. Tangents are real-linear: complex probes give the exact derivative along them even
     where :math:`f` is not holomorphic (a holomorphic Jacobian would be biased low by 8-30 %).
 
     Parameters

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from voxelsigma.noise.sigma import MapKind, SigmaMap
+from voxelsigma.noise.sigma import MapKind, SigmaMap, root_bias
 from voxelsigma.noise.sketch import phase_factor
 
 
@@ -54,7 +54,7 @@ def monte_carlo(
     with torch.no_grad():
         direction = phase_factor(reconstruction(kspace))
         deviation = scale * (variance / 2).sqrt().to(kspace.real.dtype)
-        mean, spread = torch.zeros(()), torch.zeros(())
+        mean, spread, pseudo = torch.zeros(()), torch.zeros(()), torch.zeros(())
         for trial in range(1, trials + 1):
             parts = torch.randn((2, *kspace.shape), generator=generator, dtype=deviation.dtype)
             noise = torch.complex(parts[0], parts[1]).to(kspace.device) * deviation
@@ -64,9 +64,12 @@ def monte_carlo(
             delta = value - mean
             mean = mean + delta / trial
             spread = spread + (delta * (value - mean).conj()).real
-    freedom = torch.full_like(spread, (trials - 1) if kind == "magnitude" else 2 * (trials - 1))
+            pseudo = pseudo + delta * (value - mean)
+    # |κ|: 1 for a single component, 0 for circular noise
+    kappa = torch.where(spread > 0, pseudo.abs() / spread, 1).clamp(max=1)
+    freedom = 2 * (trials - 1) / (1 + kappa.square())
     return SigmaMap(
-        sigma=(spread / (trials - 1)).sqrt() / scale,
+        sigma=(spread / (trials - 1)).sqrt() / scale / root_bias(freedom),
         degrees_of_freedom=freedom,
         kind=kind,
         probes=trials,

@@ -45,11 +45,12 @@ def problem() -> PlaneProblem:
     chosen = others[torch.randperm(len(others), generator=generator)[: SIZE * SIZE // 6 - 16]]
     mask.view(-1)[chosen] = True
     twice = torch.rand(SIZE, SIZE, generator=generator) < 0.1
-    variance = torch.where(twice, 1.0, 2.0).double() * mask
+    weights = torch.where(twice, 2.0, 1.0).double() * mask
     whole = (0, SIZE - 1)
     return PlaneProblem(
         sensitivities=smooth_maps(COILS, SIZE, SIZE),
-        variance=variance,
+        variance=torch.where(mask, 2 / weights.clamp_min(1), 0.0),
+        weights=weights,
         limits=(whole, whole),
         size=(SIZE, SIZE),
     )
@@ -76,10 +77,10 @@ def network(problem: PlaneProblem) -> NetworkReconstruction:
         torch.manual_seed(13)
         function = Unrolled(steps=3, blocks=1, channels=8)
         with torch.no_grad():
-            # the default initialisation hides the networks behind the data consistency
+            # like a trained network: far from circular noise, 70 % of which the zero-filled image explains
             for parameter in function.networks.parameters():
-                parameter.mul_(1.8)
-            function.step_sizes.copy_(torch.tensor([0.9, 0.7, 0.8]))
+                parameter.mul_(1.2)
+            function.step_sizes.copy_(torch.tensor([0.5, 0.4, 0.3]))
     return Network(function=function.double().eval().requires_grad_(False)).bind(problem)
 
 
