@@ -25,10 +25,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{path}: folder {folder} does not exist")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: cannot be written (it is a folder or a device; expected the name of a file)")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
     except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(path, error) from error
     os.close(handle)
     temporary = Path(name)
     mode = 0o666 & ~_umask()
@@ -36,12 +38,40 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary.unlink()
     try:
         yield temporary
+        _move(temporary, path, mode)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file at once.
+
+    Raises
+    ------
+    OSError
+        As `whole_file`, and where the disk is full.
+    """
+    with whole_file(path) as temporary:
+        try:
+            temporary.write_bytes(content)
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> OSError:
+    """The error to raise where a write to a file failed: one line with the file and the reason."""
+    return OSError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def _move(temporary: Path, path: Path, mode: int) -> None:
+    """Put a file that is whole, and on the disk, under its final name."""
+    try:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _umask() -> int:

@@ -1,11 +1,14 @@
 """The ISMRMRD header: parsed with entities off, checked, and reduced to what placing readouts needs."""
 
+import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
+NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 LINE_AXES = ("kspace_encode_step_1", "kspace_encode_step_2")
 COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
 
@@ -102,23 +105,49 @@ def parse_header(xml: bytes) -> ScanHeader:
         reconstruction needs; the text names the field.
     """
     try:
-        defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
+        root = defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
     except DefusedXmlException as error:
         raise ValueError(f"header: document types and entities are refused ({error})") from None
     except SyntaxError as error:
         raise ValueError(f"header: not well-formed XML ({error})") from None
+    if root.tag != f"{{{NAMESPACE}}}ismrmrdHeader":
+        raise ValueError(f"header: root element is {root.tag!r}; expected 'ismrmrdHeader' of the namespace {NAMESPACE}")
     import ismrmrd.xsd
 
+    complaints: list[warnings.WarningMessage] = []
     try:
-        document = ismrmrd.xsd.CreateFromDocument(xml)
+        # values of fields that nobody needs may be odd: they are warned of there, and not our business
+        with warnings.catch_warnings(record=True) as complaints:
+            warnings.simplefilter("always")
+            document = ismrmrd.xsd.CreateFromDocument(xml)
         encodings = tuple(_encoding(number, entry) for number, entry in enumerate(document.encoding))
-    except ValueError:
-        raise
-    except Exception as error:  # xsdata raises a family of its own for a wrong root, type or value
-        raise ValueError(f"header: not an ISMRMRD header ({error})") from None
+    except Exception as error:  # xsdata raises a family of its own for a missing field, a wrong type or value
+        if str(error).startswith("header: "):
+            raise
+        reason = "; ".join(str(complaint.message) for complaint in complaints) or _in_words(str(error))
+        raise ValueError(f"header: not an ISMRMRD header ({reason})") from None
     if not encodings:
         raise ValueError("header: has no encoding; at least one is needed")
-    return ScanHeader(xml=xml, document=document, encodings=encodings)
+    header = ScanHeader(xml=xml, document=document, encodings=encodings)
+    _check_bandwidth(header)
+    return header
+
+
+def _in_words(reason: str) -> str:
+    """A reason of xsdata's, without Python's words for a field that is missing."""
+    found = re.match(r"(\w+?)(?:Type)?\.__init__\(\) missing .* arguments?: (.*)", reason)
+    return f"{found[1]} lacks {found[2]}" if found else reason
+
+
+def _check_bandwidth(header: ScanHeader) -> None:
+    """Refuse a noise bandwidth that would scale the noise to nothing."""
+    system = header.document.acquisitionSystemInformation
+    value = None if system is None else system.relativeReceiverNoiseBandwidth
+    if value is not None and not (isinstance(value, float | int) and 0 < value < float("inf")):
+        raise ValueError(
+            "header: acquisitionSystemInformation.relativeReceiverNoiseBandwidth is "
+            f"{value!r}; expected a number above 0"
+        )
 
 
 def _encoding(number: int, entry: Any) -> Encoding:
@@ -170,7 +199,7 @@ def _limits(limits: Any, where: str) -> dict[str, Limit]:
         limit = Limit(minimum=int(entry.minimum), maximum=int(entry.maximum), center=int(entry.center))
         if not 0 <= limit.minimum <= limit.maximum:
             raise ValueError(
-                f"{where}: encodingLimits.{counter} is {limit.minimum} to {limit.maximum}; "
+                f"{where}: encodingLimits.{names.get(counter, counter)} is {limit.minimum} to {limit.maximum}; "
                 "expected 0 <= minimum <= maximum"
             )
         found[counter] = limit

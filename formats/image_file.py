@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from ismrmrd.hdf5 import image_header_dtype
 
-from voxelsigma.formats.atomic import whole_file
+from voxelsigma.formats.atomic import unwritable, whole_file
+from voxelsigma.formats.steady_file import SteadyFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ class Series:
 class ImageWriter:
     """Appends images to `/<group>/image_<series>/{data,header,attributes}`."""
 
-    def __init__(self, dataset: ismrmrd.Dataset) -> None:
+    def __init__(self, path: Path, file: SteadyFile, dataset: ismrmrd.Dataset) -> None:
+        self._path = path
+        self._file = file
         self._dataset = dataset
         self._layouts: dict[int, tuple[int, tuple[int, ...]]] = {}
         self.images = 0
@@ -51,6 +54,8 @@ class ImageWriter:
         ------
         ValueError
             If the series already holds images of another data type or size.
+        OSError
+            If the disk is full.
         """
         series, layout = image.image_series_index, (image.data_type, image.data.shape)
         expected = self._layouts.setdefault(series, layout)
@@ -61,6 +66,8 @@ class ImageWriter:
             )
         self._dataset.append_image(f"image_{series}", image)
         self.images += 1
+        if self._file.failure is not None:
+            raise unwritable(self._path, self._file.failure)
 
 
 @contextmanager
@@ -82,11 +89,17 @@ def image_writer(path: Path, group: str = "dataset") -> Iterator[ImageWriter]:
         If the disk is full or the folder cannot be written; nothing is left under the final name.
     """
     with whole_file(path) as temporary:
-        dataset = ismrmrd.Dataset(str(temporary), group, create_if_needed=True)
+        file = SteadyFile(temporary)
         try:
-            yield ImageWriter(dataset)
+            dataset = ismrmrd.Dataset(file, group, create_if_needed=True)
+            try:
+                yield ImageWriter(path, file, dataset)
+            finally:
+                dataset.close()
         finally:
-            dataset.close()
+            file.close()
+        if file.failure is not None:
+            raise unwritable(path, file.failure)
 
 
 def read_series(path: Path, group: str = "dataset") -> tuple[Series, ...]:

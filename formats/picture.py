@@ -1,12 +1,13 @@
 """Pictures of image series: every map with a colour bar and its unit."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from voxelsigma.formats.atomic import whole_file
+from voxelsigma.formats.atomic import write_whole
 from voxelsigma.formats.image_file import Series
 
 
@@ -77,8 +78,9 @@ def draw_series(series: tuple[Series, ...], path: Path, *, image: int = 0) -> li
         axis.set_axis_off()
         figure.colorbar(drawn, ax=axis, shrink=0.85, label=_unit(look, title))
         lines.append(f"{title} (series {entry.index}): {comment}, median {np.median(plane[plane > 0]):.3g}")
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    drawing = io.BytesIO()
+    figure.savefig(drawing, dpi=110, format="png")
+    write_whole(path, drawing.getvalue())
     return lines
 
 

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype
 
-from voxelsigma.formats.atomic import whole_file
+from voxelsigma.formats.atomic import unwritable, whole_file
 from voxelsigma.formats.readouts import ReadoutBlock
+from voxelsigma.formats.steady_file import SteadyFile
 
 
 def write_raw(path: Path, header_xml: bytes, blocks: Iterable[ReadoutBlock], group: str = "dataset") -> int:
@@ -32,18 +33,32 @@ def write_raw(path: Path, header_xml: bytes, blocks: Iterable[ReadoutBlock], gro
     Raises
     ------
     FileNotFoundError, OSError
-        If the folder does not exist or cannot be written.
+        If the folder does not exist or cannot be written, or the disk is full.
     """
+    with whole_file(path) as temporary:
+        file = SteadyFile(temporary)
+        try:
+            with h5py.File(file, "w") as opened:
+                written = _write(opened.create_group(group), header_xml, blocks, file)
+        finally:
+            file.close()
+        if file.failure is not None:
+            raise unwritable(path, file.failure)
+    return written
+
+
+def _write(dataset: h5py.Group, header_xml: bytes, blocks: Iterable[ReadoutBlock], file: SteadyFile) -> int:
+    """Fill a dataset group; stops where the disk is full."""
+    text = dataset.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
+    text[0] = header_xml
+    data = dataset.create_dataset("data", shape=(0,), maxshape=(None,), chunks=(64,), dtype=acquisition_dtype)
     written = 0
-    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
-        dataset = file.create_group(group)
-        text = dataset.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
-        text[0] = header_xml
-        data = dataset.create_dataset("data", shape=(0,), maxshape=(None,), chunks=(64,), dtype=acquisition_dtype)
-        for block in blocks:
-            data.resize(written + len(block), axis=0)
-            data[written:] = _records(block)
-            written += len(block)
+    for block in blocks:
+        data.resize(written + len(block), axis=0)
+        data[written:] = _records(block)
+        written += len(block)
+        if file.failure is not None:
+            break
     return written
 
 

@@ -189,7 +189,8 @@ class Sketch:
                 "standard error of sigma magnitude (sketch's part)",
             ),
             "snr": (
-                torch.where(magnitude > 0, image / magnitude.clamp_min(1e-30), 0),
+                # next to nothing over next to nothing, where no coil sees anything, is no SNR
+                torch.where(result.ratio > 0, image / magnitude.clamp_min(1e-30), 0),
                 SERIES_SNR,
                 10,
                 ["Quantitative", "SNR_MAP"],

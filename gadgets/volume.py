@@ -1,6 +1,8 @@
 """A volume that is being filled with lines."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,8 @@ from voxelsigma.formats.header import Encoding
 from voxelsigma.formats.readouts import HEADER_DTYPE, Headers, Samples
 from voxelsigma.gadgets.items import KSpace, OversampledReadout, VolumeKey, Whitening
 from voxelsigma.gadgets.placement import ReadoutGeometry
+
+MAX_VOLUME_BYTES: Final = 64 * 2**30
 
 
 @dataclass(slots=True)
@@ -48,9 +52,15 @@ class Volume:
 
     @classmethod
     def start(cls, key: VolumeKey, encoding: Encoding, coils: int) -> "Volume":
-        """An empty volume."""
+        """An empty volume; ValueError if the header's matrix cannot be meant."""
         geometry = ReadoutGeometry.of(encoding)
         matrix = (*encoding.encoded_matrix[:2], geometry.size)
+        size = 8 * coils * math.prod(matrix)
+        if size > MAX_VOLUME_BYTES:
+            raise ValueError(
+                f"accumulate: the header's encoded matrix (z, y, x) = {matrix} of {coils} coils takes {size} bytes; "
+                f"at most {MAX_VOLUME_BYTES} are accepted"
+            )
         return cls(
             key=key,
             encoding=encoding,

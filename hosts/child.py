@@ -49,7 +49,7 @@ class ChildNode:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             command = [sys.executable, "-m", "gadgetron", str(port), self.node.module, self.node.target]
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2)
             try:
                 connection = self._accept(server, child)
                 with connection:
@@ -118,13 +118,22 @@ class ChildNode:
             configuration = b'<?xml version="1.0"?>\n' + tostring(self.node.configuration)
             connection.sendall(text_message(CONFIG, configuration))
             connection.sendall(text_message(HEADER, self.context.header.xml))
-            for item in items:
-                for part in to_wire(item):
-                    connection.sendall(message(part))
-            connection.sendall(close_message())
-        except (BrokenPipeError, ConnectionResetError):
+            parts = (message(part) for item in items for part in to_wire(item))
+            while (content := _next_upstream(parts, failures)) is not None:
+                connection.sendall(content)
+            if failures:
+                connection.shutdown(socket.SHUT_RDWR)
+            else:
+                connection.sendall(close_message())
+        except OSError:
             # the child is gone; the reading side knows better why
             logger.debug("%s closed its input", self._name)
-        except BaseException as error:  # handed to the reading side
-            failures.append(error)
-            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _next_upstream(parts: Iterator[bytes], failures: list[BaseException]) -> bytes | None:
+    """The next message; None at the end, or when what is upstream failed: the reading side raises that."""
+    try:
+        return next(parts, None)
+    except BaseException as error:  # any failure must reach the consumer's thread
+        failures.append(error)
+        return None

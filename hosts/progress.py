@@ -18,10 +18,13 @@ def progress_report(console: Console) -> Iterator[Report]:
     """A function that is told (stage, done, total) and shows it.
 
     On a terminal one bar a stage (readouts, slices, probes) with the time left; elsewhere a line a stage every few
-    seconds and one when it is done.
+    seconds and one when it is done. That a stage is done is said when something else happens or the block ends well:
+    where it fails, the last word is the error's.
     """
     if not console.is_terminal:
-        yield _lines(console.file)
+        lines = _Lines(console.file)
+        yield lines
+        lines.flush()
         return
     columns = (
         TextColumn("{task.description:>9}"),
@@ -41,20 +44,32 @@ def progress_report(console: Console) -> Iterator[Report]:
         yield report
 
 
-def _lines(stream: IO[str]) -> Report:
-    last: dict[str, float] = {}
-    ended: set[tuple[str, int]] = set()
+class _Lines:
+    """Progress as plain lines."""
 
-    def report(stage: str, done: int, total: int) -> None:
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._last: dict[str, float] = {}
+        self._ended: set[tuple[str, int]] = set()
+        self._held: str | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say how far a stage is, if it is time to."""
+        self.flush()
         now = time.monotonic()
         whole = total > 0 and done >= total
-        begun = last.setdefault(stage, now)
-        if whole and (stage, total) in ended and now - begun < LINE_SECONDS:
+        due = now - self._last.setdefault(stage, now) >= LINE_SECONDS
+        if not due and (not whole or (stage, total) in self._ended):
             return
-        if whole or now - begun >= LINE_SECONDS:
-            last[stage] = now
-            if whole:
-                ended.add((stage, total))
-            print(f"{stage}: {done}" + (f" of {total}" if total else ""), file=stream, flush=True)
+        self._last[stage] = now
+        self._held = f"{stage}: {done}" + (f" of {total}" if total else "")
+        if whole:
+            self._ended.add((stage, total))
+        else:
+            self.flush()
 
-    return report
+    def flush(self) -> None:
+        """Print the line that is held back."""
+        if self._held is not None:
+            print(self._held, file=self._stream, flush=True)
+        self._held = None

@@ -136,9 +136,12 @@ def load_model(card: ModelCard, device: torch.device, **overrides: Any) -> Recon
     FileNotFoundError, ValueError
         If the weights are missing, their hash differs, or their keys or shapes do not fit the architecture.
     """
-    if card.architecture == "sense":
-        return Sense(**{**card.hyperparameters, **overrides})
-    network = ARCHITECTURES[card.architecture](**card.hyperparameters)
+    try:
+        if card.architecture == "sense":
+            return Sense(**{**card.hyperparameters, **overrides})
+        network = ARCHITECTURES[card.architecture](**card.hyperparameters)
+    except TypeError as error:
+        raise ValueError(f"{card.path}: hyperparameters do not fit {card.architecture} ({error})") from None
     _load_weights(network, card)
     return Network(function=network.to(device).eval().requires_grad_(False))
 

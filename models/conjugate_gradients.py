@@ -53,7 +53,8 @@ def conjugate_gradients(
         turn = torch.where(active, renewed / torch.where(active, energy, 1), 0)
         direction = residual + turn * direction
         energy = renewed
-    worst = float((energy / (target / tolerance**2).clamp_min(1e-300)).max() ** 0.5)
+    tiny = torch.finfo(energy.dtype).tiny
+    worst = float((energy / (target / tolerance**2).clamp_min(tiny)).max() ** 0.5)
     raise ValueError(
         f"sense: conjugate gradients stopped at a relative residual of {worst:.1e} after {max_iterations} "
         f"iterations, {tolerance:.0e} is needed; the least-squares problem is (nearly) singular: "

@@ -47,4 +47,7 @@ class NetworkReconstruction:
         """Reconstruct k-space on the encoded matrix, `(coils, k1, k0)` to `(y, x)`."""
         rows, columns = self.windows
         samples = columns.crop(rows.crop(kspace, -2), -1)
-        return apply_axes(self.output, self.function(samples, self.sensitivities, self.mask))
+        image = self.function(samples, self.sensitivities, self.mask)
+        # a network's biases put something where no coil sees anything: that is neither image nor noise
+        seen = self.sensitivities.abs().square().sum(dim=0) > 0
+        return apply_axes(self.output, image * seen)

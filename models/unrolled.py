@@ -85,7 +85,8 @@ class Unrolled(nn.Module):
         zero_filled = encoding.adjoint(kspace)
         batched = zero_filled if zero_filled.dim() == 3 else zero_filled.unsqueeze(0)
         scale = _root_mean_square(batched)
-        images = batched / scale
+        # an empty image stays empty: f(0) = 0, as homogeneity has it
+        images = batched / torch.where(scale > 0, scale, 1)
         # the data term of the gradient does not change between steps
         target = images
         for step_size, network in zip(self.step_sizes, self.networks, strict=True):
@@ -95,6 +96,8 @@ class Unrolled(nn.Module):
 
 
 def _root_mean_square(images: Tensor) -> Tensor:
-    """Root mean square of each image of a batch, `(batch, y, x)` to `(batch, 1, 1)`; 1 for an empty image."""
+    """Root mean square of each image of a batch, `(batch, y, x)` to `(batch, 1, 1)`."""
     power = torch.view_as_real(images).square().sum(dim=-1).mean(dim=(-2, -1), keepdim=True)
-    return torch.where(power > 0, power, torch.ones_like(power)).sqrt()
+    # the root of 0 has no finite derivative: keep it out of the graph
+    root = torch.where(power > 0, power, torch.ones_like(power)).sqrt()
+    return torch.where(power > 0, root, torch.zeros_like(root))

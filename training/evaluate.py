@@ -4,7 +4,6 @@
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,27 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from voxelsigma.models.conjugate_gradients import conjugate_gradients
 from voxelsigma.models.encoding import SenseEncoding
-from voxelsigma.models.unrolled import Unrolled
+from voxelsigma.training.card import load_unrolled, record
 from voxelsigma.training.examples import Example, ExampleSettings, collate, draw_example
-from voxelsigma.training.fit import card_text, write_whole
 from voxelsigma.training.volumes import Volume, load_volumes
 
 HELD_OUT = ("head_07", "head_09")
 REGULARIZATIONS = tuple(float(value) for value in np.logspace(-2.5, 0.5, 13))
 
-_SCANS = ExampleSettings(
-    matrix=(192, 192), coils=(8, 8), many_coils_share=0.0, snr=(20, 20), centre=24, support_share=1.0
-)
-SETTINGS: Mapping[str, ExampleSettings] = {
+_SCANS = ExampleSettings(matrix=(192, 192), coils=(8, 8), many_coils_share=0.0, snr=(20, 20), centre=24)
+_SAMPLED: Mapping[str, ExampleSettings] = {
     "2D random R=6": replace(_SCANS, kinds=("random_2d",), acceleration=(6, 6)),
     "1D random R=4": replace(_SCANS, kinds=("random_1d",), acceleration=(4, 4)),
     "1D random R=6": replace(_SCANS, kinds=("random_1d",), acceleration=(6, 6)),
+}
+# sensitivities that cover the field of view, and, as ESPIRiT makes them, that end at the object
+_SUPPORTS: Mapping[str, float] = {"full maps": 0.0, "masked maps": 1.0}
+SETTINGS: Mapping[str, ExampleSettings] = {
+    f"{sampled}, {support}": replace(settings, support_share=share)
+    for sampled, settings in _SAMPLED.items()
+    for support, share in _SUPPORTS.items()
 }
 
 
@@ -122,46 +123,14 @@ def compare(network: nn.Module, scans: Example, regularizations: Sequence[float]
     )
 
 
-def load_unrolled(card: Path) -> Unrolled:
-    """The network of a card.
-
-    Raises
-    ------
-    ValueError
-        The card is of another architecture, or the weights are not those of the card.
-    """
-    entries = yaml.safe_load(card.read_text(encoding="utf-8"))
-    if entries["architecture"] != "unrolled":
-        raise ValueError(f"{card}: architecture must be 'unrolled', got {entries['architecture']!r}")
-    content = card.with_name(entries["weights"]).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != entries["sha256"]:
-        raise ValueError(f"{card}: sha256 of {entries['weights']} must be {entries['sha256']}, got {found}")
-    network = Unrolled(**entries["hyperparameters"])
-    network.load_state_dict(load(content))
-    return network.eval()
-
-
-def record(card: Path, evaluation: str) -> None:
-    """Replace the entry `evaluation` of a card."""
-    entries = yaml.safe_load(card.read_text(encoding="utf-8"))
-    text = card_text(
-        entries["name"],
-        entries["hyperparameters"],
-        sha256=entries["sha256"],
-        trained_on=entries["trained_on"].strip(),
-        evaluation=evaluation,
-    )
-    write_whole(card, text.encode())
-
-
 def summary(results: Mapping[str, Comparison], slices: int, volumes: Sequence[Volume]) -> str:
     """One sentence a setting, for the card."""
     about = _SCANS
     lines = [
         f"Mean PSNR (magnitude, peak of the reference) over {slices} slices of "
         f"{', '.join(volume.name for volume in volumes)}, {about.matrix[0]} x {about.matrix[0]}, "
-        f"{about.coils[0]} coils, SNR {about.snr[0]:g}, {about.centre} fully sampled centre lines (2D: square):"
+        f"{about.coils[0]} coils, SNR {about.snr[0]:g}, {about.centre} fully sampled centre lines "
+        "(2D: square), sensitivities over the whole field of view (full) or 0 outside the object (masked):"
     ]
     for name, result in results.items():
         lines.append(
@@ -173,10 +142,10 @@ def summary(results: Mapping[str, Comparison], slices: int, volumes: Sequence[Vo
 
 def table(results: Mapping[str, Comparison]) -> str:
     """The results as lines of fixed width."""
-    lines = [f"{'setting':16}{'zero-filled':>12}{'linear':>9}{'lambda':>9}{'network':>9}{'gain':>8}{'least':>8}"]
+    lines = [f"{'setting':28}{'zero-filled':>12}{'linear':>9}{'lambda':>9}{'network':>9}{'gain':>8}{'least':>8}"]
     for name, result in results.items():
         lines.append(
-            f"{name:16}{result.zero_filled:12.2f}{result.linear:9.2f}{result.regularization:9.3f}"
+            f"{name:28}{result.zero_filled:12.2f}{result.linear:9.2f}{result.regularization:9.3f}"
             f"{result.network:9.2f}{result.gain:+8.2f}{min(result.gains):+8.2f}"
         )
     return "\n".join(lines) + "\n"
@@ -193,8 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     results = {}
-    for name, chosen in SETTINGS.items():
-        settings = replace(chosen, support_share=options.support_share)
+    for name, settings in SETTINGS.items():
         scans = held_out_scans(volumes, settings, slices=options.slices, seed=options.seed)
         results[name] = compare(network, scans)
     sys.stdout.write(table(results))
@@ -217,7 +185,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--heads", nargs="+", default=list(HELD_OUT), help="volumes to take slices of")
     parser.add_argument("--slices", type=int, default=16)
-    parser.add_argument("--support-share", type=float, default=1.0, help="share of maps that end at the object")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--record", action="store_true", help="write the figures into the card")

@@ -303,7 +303,7 @@ def _draw_mask(shape: tuple[int, int], settings: ExampleSettings, rng: np.random
         most = min(0.8 * shape[0] / acceleration, 0.15 * shape[0])
     else:
         most = min(np.sqrt(0.6 * shape[0] * shape[1] / acceleration), 0.15 * min(shape))
-    centre = int(rng.integers(4, max(4, int(most)) + 1)) if settings.centre is None else settings.centre
+    centre = int(rng.integers(min(4, int(most)), int(most) + 1)) if settings.centre is None else settings.centre
     return make_mask(kind, shape, acceleration, centre=centre, rng=rng)
 
 

@@ -4,23 +4,24 @@
 """
 
 import argparse
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as to_safetensors
+import yaml
 from torch import Tensor, nn
 
 from voxelsigma.models.unrolled import Unrolled
+from voxelsigma.training.card import load_unrolled, write_card
 from voxelsigma.training.examples import Example, ExampleSettings, object_voxels, stream
 from voxelsigma.training.volumes import load_volumes
+
+HYPERPARAMETERS = {"steps": 4, "blocks": 2, "channels": 32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,61 +128,6 @@ def start_network(hyperparameters: Mapping[str, int], seed: int) -> Unrolled:
     return network
 
 
-def write_card(
-    card: Path, network: nn.Module, hyperparameters: Mapping[str, int], *, trained_on: str, evaluation: str
-) -> None:
-    """Write a card and, beside it, its weights; each file appears whole or not at all.
-
-    Parameters
-    ----------
-    card
-        Path of the YAML file; the weights take its name with the ending `.safetensors`.
-    network
-        Whose weights to save.
-    hyperparameters
-        What the network was built with.
-    trained_on, evaluation
-        Plain text of these two entries.
-    """
-    weights = card.with_suffix(".safetensors")
-    content = to_safetensors({name: value.contiguous() for name, value in network.state_dict().items()})
-    text = card_text(
-        card.stem,
-        hyperparameters,
-        sha256=hashlib.sha256(content).hexdigest(),
-        trained_on=trained_on,
-        evaluation=evaluation,
-    )
-    write_whole(weights, content)
-    write_whole(card, text.encode())
-
-
-def card_text(name: str, hyperparameters: Mapping[str, int], *, sha256: str, trained_on: str, evaluation: str) -> str:
-    """The YAML of a model card."""
-    values = ", ".join(f"{key}: {value}" for key, value in hyperparameters.items())
-    return (
-        f"name: {name}\n"
-        "architecture: unrolled\n"
-        f"hyperparameters: {{{values}}}\n"
-        f"weights: {name}.safetensors\n"
-        f"sha256: {sha256}\n"
-        "fit_for: {acceleration: [2, 8], coils: [4, 32], dimension: 2}\n"
-        f"trained_on: >\n{_folded(trained_on)}\n"
-        f"evaluation: >\n{_folded(evaluation)}\n"
-        "licence: Apache-2.0\n"
-    )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train from the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
@@ -193,27 +139,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             save_minutes=options.save_minutes,
         )
         drawn_from = ExampleSettings(matrix=tuple(options.matrix))
+        network, history = _begin(options.start, options.seed)
         volumes = load_volumes(options.data, exclude=options.exclude)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     torch.set_num_threads(options.threads)
-    hyperparameters = {"steps": 4, "blocks": 2, "channels": 32}
-    network = start_network(hyperparameters, options.seed)
     names = ", ".join(volume.name for volume in volumes)
 
     def save_card(steps: int) -> None:
         trained_on = (
-            f"Simulated scans of {names} ({options.source}): {steps} steps of {options.batch}, matrices "
+            f"{history}Simulated scans of {names} ({options.source}): {steps} steps of {options.batch}, matrices "
             f"{options.matrix[0]} to {options.matrix[1]}, 4 to 16 and 32 coils, four kinds of masks, "
             f"acceleration 2 to 8, SNR 5 to 50, seed {options.seed}. Held out: {', '.join(options.exclude)}."
         )
-        write_card(options.out, network, hyperparameters, trained_on=trained_on, evaluation="Not measured yet.")
+        write_card(options.out, network, HYPERPARAMETERS, trained_on=trained_on, evaluation="Not measured yet.")
         sys.stdout.write(f"saved {options.out} after {steps} steps\n")
 
     examples = stream(volumes, drawn_from, batch=options.batch, seed=options.seed)
     fit(network, examples, settings, save=save_card, report=_print_line)
     return 0
+
+
+def _begin(card: Path | None, seed: int) -> tuple[Unrolled, str]:
+    """The network to train, and what the card it comes from says of its training so far."""
+    if card is None:
+        return start_network(HYPERPARAMETERS, seed), ""
+    network = load_unrolled(card)
+    entries = yaml.safe_load(card.read_text(encoding="utf-8"))
+    if entries["hyperparameters"] != HYPERPARAMETERS:
+        raise ValueError(f"{card}: hyperparameters must be {HYPERPARAMETERS}, got {entries['hyperparameters']}")
+    return network, f"{entries['trained_on'].strip()} Then: "
 
 
 def _parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
@@ -243,10 +199,6 @@ def _object_magnitude(target: Tensor) -> Tensor:
     return torch.tensor([magnitude[object_voxels(magnitude)].mean() for magnitude in magnitudes])
 
 
-def _folded(text: str) -> str:
-    return fill(text, width=100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-
-
 def _print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
@@ -256,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m voxelsigma.training.fit", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the volumes")
     parser.add_argument("--out", type=Path, required=True, help="model card to write, CARD.yaml")
+    parser.add_argument("--start", type=Path, metavar="CARD.yaml", help="card of a network to train further")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="NAME", help="volumes to hold out")
     parser.add_argument("--source", default="licences not stated", help="licences of the volumes, for the card")
     parser.add_argument("--matrix", nargs=2, type=int, default=[80, 128], metavar=("LOW", "HIGH"))

@@ -22,7 +22,7 @@ from voxelsigma.gadgets.items import KSpace, NoiseCovariance, Sensitivities
 from voxelsigma.gadgets.registry import create
 from voxelsigma.gadgets.wire_items import to_wire
 
-FRONT = (("prewhiten", {}), ("accumulate", {}), ("coil_maps", {"kernel": "4"}))
+FRONT: tuple[tuple[str, dict[str, str]], ...] = (("prewhiten", {}), ("accumulate", {}), ("coil_maps", {"kernel": "4"}))
 
 
 def series(items: list[Any], index: int) -> NDArray[Any]:

@@ -25,7 +25,8 @@ from voxelsigma.gadgets.wire_items import FromWire, to_wire
 
 
 def through_the_wire(item: Any) -> list[Any]:
-    convert, found = FromWire(), []
+    convert = FromWire()
+    found: list[Any] = []
     for part in to_wire(item):
         reader = wire.Reader(io.BytesIO(wire.message(part)).read)
         found.extend(convert(wire.read_message(reader)))

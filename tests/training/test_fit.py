@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from voxelsigma.models.encoding import SenseEncoding
-from voxelsigma.training.evaluate import load_unrolled, record
+from voxelsigma.training.card import load_unrolled, record, write_card, write_whole
 from voxelsigma.training.examples import Example, ExampleSettings, stream
-from voxelsigma.training.fit import FitSettings, fit, loss_of, main, start_network, write_card, write_whole
+from voxelsigma.training.fit import FitSettings, fit, loss_of, main, start_network
 from voxelsigma.training.volumes import Volume
 
 TINY = {"steps": 2, "blocks": 1, "channels": 4}
@@ -110,7 +110,15 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
     card = tmp_path / "tiny.yaml"
     write_card(card, start_network(TINY, seed=1), TINY, trained_on="x", evaluation="y")
     card.with_suffix(".safetensors").write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"sha256 of tiny\.safetensors must be [0-9a-f]{64}, got"):
+    with pytest.raises(ValueError, match=r"tiny\.safetensors: sha256 is [0-9a-f]{64}, the card tiny\.yaml states"):
+        load_unrolled(card)
+
+
+def test_cards_without_a_network_to_train_are_refused(tmp_path: Path) -> None:
+    card = tmp_path / "linear.yaml"
+    fit_for = "{acceleration: [1, 16], coils: [1, 256], dimension: 2}"
+    card.write_text(f"name: linear\narchitecture: sense\nfit_for: {fit_for}\nlicence: Apache-2.0\n")
+    with pytest.raises(ValueError, match=r"linear\.yaml: field 'architecture' must be 'unrolled'"):
         load_unrolled(card)
 
 
@@ -138,6 +146,11 @@ def test_command_trains_and_saves(tmp_path: Path, volumes: list[Volume], capsys:
     assert main([*common, "--steps", "1", "--matrix", "24", "24", "--source", "PDDL", "--exclude", "x"]) == 0
     assert "saved" in capsys.readouterr().out
     assert "ball (PDDL): 1 steps of 2" in yaml.safe_load(out.read_text())["trained_on"]
+    more = ["--start", str(out), "--steps", "2", "--matrix", "24", "24", "--seed", "1"]
+    assert main([*common, *more]) == 0
+    told = yaml.safe_load(out.read_text())["trained_on"].replace("\n", " ")
+    assert told.index("1 steps of 2") < told.index("Then: Simulated scans") < told.index("2 steps of 2")
+    capsys.readouterr()
     assert main([*common, "--exclude", "ball"]) == 2
     assert "holds no" in capsys.readouterr().err
 

@@ -1,0 +1,213 @@
+"""One plane to reconstruct: accelerations, weights, coil maps on other grids, the covariate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from voxelsigma.models.encoding import SenseEncoding
+from voxelsigma.models.grid import Window
+from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.noise.probes import ProbeSource
+
+MapMaker = Callable[[int, int, int], Tensor]
+
+COILS = 3
+
+
+def problem_of(
+    maps: Tensor,
+    weights: Tensor,
+    *,
+    limits: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    size: tuple[int, int] | None = None,
+    field_of_view: tuple[float, float] = (1.0, 1.0),
+) -> PlaneProblem:
+    rows, columns = weights.shape
+    return PlaneProblem(
+        sensitivities=maps,
+        variance=torch.where(weights > 0, 2 / weights.clamp_min(1e-6), 0.0),
+        weights=weights,
+        limits=limits or ((0, rows - 1), (0, columns - 1)),
+        size=size or (rows, columns),
+        field_of_view=field_of_view,
+    )
+
+
+def line_weights(rows: int, columns: int, lines: dict[int, float]) -> Tensor:
+    weights = torch.zeros(rows, columns, dtype=torch.float64)
+    for line, count in lines.items():
+        weights[line] = count
+    return weights
+
+
+# --- grids and accelerations
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines", "limits", "expected"),
+    [
+        pytest.param(24, dict.fromkeys(range(24), 1.0), (0, 23), 1.0, id="full"),
+        pytest.param(24, dict.fromkeys(range(0, 24, 3), 1.0), (0, 23), 3.0, id="regular"),
+        pytest.param(144, dict.fromkeys(range(18, 126, 3), 1.0), (18, 125), 3.0, id="regular in a padded axis"),
+        pytest.param(24, dict.fromkeys([1, 5, 9, 11, 12, 13], 1.0), (0, 23), 4.0, id="irregular"),
+        pytest.param(24, dict.fromkeys([7, 9, 12, 13], 1.0), (6, 17), 3.0, id="irregular in a padded axis"),
+        pytest.param(24, dict.fromkeys(range(24), 2.0), (0, 23), 0.5, id="two averages"),
+        pytest.param(24, {4: 3.0, 10: 2.0, 11: 1.0, 12: 2.0}, (0, 23), 3.0, id="repeats"),
+        pytest.param(24, dict.fromkeys(range(9, 24), 1.0), (9, 23), 1.0, id="partial Fourier"),
+    ],
+)
+def test_acceleration_counts_repeats_on_the_acquired_grid(
+    smooth_maps: MapMaker, rows: int, lines: dict[int, float], limits: tuple[int, int], expected: float
+) -> None:
+    problem = problem_of(smooth_maps(COILS, rows, 5), line_weights(rows, 5, lines), limits=(limits, (0, 4)))
+    assert problem.acceleration() == pytest.approx(expected)
+
+
+def test_windows_of_a_regular_scan_in_a_padded_axis(smooth_maps: MapMaker) -> None:
+    weights = line_weights(144, 6, dict.fromkeys(range(18, 126, 3), 1.0))
+    problem = problem_of(smooth_maps(COILS, 144, 6), weights, limits=((18, 125), (0, 5)))
+    for symmetric in (False, True):
+        assert problem.windows(symmetric=symmetric) == (Window(18, 108, 144), Window(0, 6, 6))
+
+
+def test_windows_of_partial_fourier_and_an_asymmetric_echo(smooth_maps: MapMaker) -> None:
+    weights = line_weights(16, 12, dict.fromkeys(range(5, 16), 1.0))
+    weights[:, :3] = 0
+    problem = problem_of(smooth_maps(COILS, 16, 12), weights, limits=((5, 15), (3, 11)))
+    assert problem.windows(symmetric=False) == (Window(5, 11, 16), Window(3, 9, 12))
+    assert problem.windows(symmetric=True) == (Window(0, 16, 16), Window(0, 12, 12))
+    assert problem.cropped_weights(problem.windows(symmetric=False)).min() == 1
+
+
+def test_cropped_weights_are_those_of_the_window(smooth_maps: MapMaker) -> None:
+    weights = torch.rand(10, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    problem = problem_of(smooth_maps(COILS, 10, 8), weights)
+    assert torch.equal(problem.cropped_weights((Window(2, 5, 10), Window(1, 4, 8))), weights[2:7, 1:5])
+
+
+def test_white_readouts_vary_along_no_line(smooth_maps: MapMaker) -> None:
+    weights = line_weights(8, 6, {0: 1.0, 3: 2.0, 4: 1.0})
+    assert problem_of(smooth_maps(COILS, 8, 6), weights).white_readout
+    weights[3, 2] = 1.5
+    assert not problem_of(smooth_maps(COILS, 8, 6), weights).white_readout
+
+
+# --- coil maps on other grids
+
+
+@pytest.mark.parametrize("size", [(24, 20), (12, 10), (48, 31), (7, 20)])
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_sensitivities_keep_unit_norm_on_any_grid(smooth_maps: MapMaker, size: tuple[int, int], part: float) -> None:
+    problem = problem_of(smooth_maps(COILS, 24, 20), torch.ones(24, 20))
+    maps = problem.sensitivities_on(size, (part, 1.0))
+    assert maps.shape == (COILS, *size)
+    norm = maps.abs().square().sum(dim=0)
+    torch.testing.assert_close(norm, torch.ones(size, dtype=torch.float64))
+
+
+def test_sensitivities_on_their_own_grid_are_themselves(smooth_maps: MapMaker) -> None:
+    problem = problem_of(smooth_maps(COILS, 24, 20), torch.ones(24, 20))
+    assert problem.sensitivities_on((24, 20)) is problem.sensitivities
+
+
+def test_sensitivities_of_a_part_of_the_field_of_view_are_a_selection(smooth_maps: MapMaker) -> None:
+    maps = smooth_maps(COILS, 24, 20)
+    problem = problem_of(maps, torch.ones(24, 20))
+    torch.testing.assert_close(problem.sensitivities_on((12, 20), (0.5, 1.0)), maps[:, 6:18])
+    torch.testing.assert_close(problem.sensitivities_on((24, 10), (1.0, 0.5)), maps[:, :, 5:15])
+
+
+def test_sensitivities_between_voxels_are_close_to_the_fields(smooth_maps: MapMaker) -> None:
+    coarse, fine = smooth_maps(COILS, 32, 32), smooth_maps(COILS, 64, 64)
+    found = problem_of(coarse, torch.ones(32, 32)).sensitivities_on((64, 64))
+    inside = (slice(None), slice(0, 63), slice(0, 63))
+    assert float((found - fine)[inside].abs().max()) < 0.01
+
+
+def test_voxels_that_no_coil_sees_stay_unseen(smooth_maps: MapMaker) -> None:
+    maps = smooth_maps(COILS, 24, 20)
+    maps[:, :, :8] = 0
+    found = problem_of(maps, torch.ones(24, 20)).sensitivities_on((48, 40))
+    norm = found.abs().square().sum(dim=0)
+    assert not bool(norm[:, 1:15].any())
+    torch.testing.assert_close(norm[:, 17:38], torch.ones(48, 21, dtype=torch.float64))
+    assert bool(((norm < 1e-12) | ((norm - 1).abs() < 1e-6)).all())
+
+
+# --- the covariate
+
+
+def irregular_weights(rows: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 3, (rows, columns), generator=generator).double()
+
+
+SCANS: dict[str, dict[str, Any]] = {
+    "own grid": {},
+    "finer grid": {"size": (20, 18)},
+    "coarser grid": {"size": (8, 12)},
+    "half the field of view": {"size": (7, 12), "field_of_view": (0.5, 1.0)},
+    "part of a finer field of view": {"size": (14, 9), "field_of_view": (0.5, 0.5)},
+    "padded axis": {"limits": ((2, 11), (0, 11))},
+    "partial Fourier": {"limits": ((4, 13), (0, 11)), "size": (16, 12)},
+}
+
+
+def scan(smooth_maps: MapMaker, name: str) -> PlaneProblem:
+    weights = irregular_weights(14, 12)
+    options = SCANS[name]
+    (first, last), _ = options.get("limits", ((0, 13), (0, 11)))
+    weights[:first] = 0
+    weights[last + 1 :] = 0
+    return problem_of(smooth_maps(COILS, 14, 12), weights, **options)
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_variance_of_the_covariate_is_exact(smooth_maps: MapMaker, name: str) -> None:
+    problem = scan(smooth_maps, name)
+    covariate = problem.covariate()
+    # every sample alone, at its own deviation: the sum of squares is E|w|² without any chance
+    places = (problem.variance > 0).expand(COILS, -1, -1).nonzero()
+    tangents = torch.zeros(len(places), COILS, *problem.variance.shape, dtype=torch.complex128)
+    for tangent, (coil, row, column) in zip(tangents, places.tolist(), strict=True):
+        tangent[coil, row, column] = problem.variance[row, column].sqrt()
+    expected = covariate.push(tangents).abs().square().sum(dim=0)
+    assert covariate.variance.shape == problem.size
+    assert covariate.variance.dtype == torch.float64
+    torch.testing.assert_close(covariate.variance, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["own grid", "finer grid", "partial Fourier"])
+def test_variance_of_the_covariate_is_that_of_pushed_probes(smooth_maps: MapMaker, name: str) -> None:
+    problem = scan(smooth_maps, name)
+    covariate = problem.covariate()
+    probes = ProbeSource(variance=problem.variance, coils=COILS, seed=4)
+    pushed = torch.cat([covariate.push(block) for block in probes.blocks(0, 250)])
+    measured = pushed.abs().square().mean(dim=0)
+    # |w|² of 2000 probes is known to 1/√2000 = 2.2 %; 6 of them in at most 360 voxels: false alarm 1e-6
+    torch.testing.assert_close(measured.double(), covariate.variance, rtol=0.135, atol=0)
+    assert float((measured / covariate.variance).mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_covariate_on_its_own_grid_is_the_zero_filled_image(
+    smooth_maps: MapMaker, complex_normal: Callable[..., Tensor]
+) -> None:
+    problem = scan(smooth_maps, "own grid")
+    kspace = complex_normal(2, COILS, 14, 12, seed=5) * (problem.weights > 0)
+    operator = SenseEncoding(problem.sensitivities, torch.ones(14, 12))
+    torch.testing.assert_close(problem.covariate().push(kspace), operator.adjoint(kspace))
+
+
+def test_covariate_on_a_finer_grid_is_the_combination_of_interpolated_coil_images(
+    smooth_maps: MapMaker, complex_normal: Callable[..., Tensor]
+) -> None:
+    problem = scan(smooth_maps, "finer grid")
+    kspace = complex_normal(2, COILS, 14, 12, seed=6) * (problem.weights > 0)
+    padded = torch.zeros(2, COILS, 20, 18, dtype=torch.complex128)
+    padded[..., 3:17, 3:15] = kspace
+    operator = SenseEncoding(problem.sensitivities_on((20, 18)), torch.ones(20, 18))
+    expected = operator.adjoint(padded) * (20 / 14 * 18 / 12) ** 0.5
+    torch.testing.assert_close(problem.covariate().push(kspace), expected)
