@@ -4,9 +4,8 @@ import logging
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from xml.etree.ElementTree import tostring
 
 from voxelsigma.gadgets.context import Context
@@ -24,11 +23,13 @@ from voxelsigma.gadgets.wire import (
     text_message,
 )
 from voxelsigma.gadgets.wire_items import to_wire
+from voxelsigma.hosts.family import Family
 from voxelsigma.hosts.pipeline import External
 
 logger = logging.getLogger("voxelsigma.host")
 
 CONNECT_SECONDS = 30.0
+LEAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class ChildNode:
 
     node: External
     context: Context
+    family: Family = field(default_factory=Family)
 
     def __call__(self, items: Stream) -> Stream:
         """Items in, items out; what the child gets is what its own end of the wire can carry.
@@ -49,13 +51,17 @@ class ChildNode:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             command = [sys.executable, "-m", "gadgetron", str(port), self.node.module, self.node.target]
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2)
+            child = self.family.start(command)
             try:
-                connection = self._accept(server, child)
-                with connection:
-                    yield from self._exchange(connection, child, items)
-                if child.wait(timeout=60):
-                    raise RuntimeError(f"{self._name}: ended with exit code {child.returncode}")
+                with self._accept(server, child) as connection:
+                    try:
+                        yield from self._exchange(connection, child, items)
+                    except BaseException:
+                        # before its socket closes, of which it would complain
+                        child.kill()
+                        raise
+                if code := self._exit_code(child):
+                    raise RuntimeError(f"{self._name}: ended with exit code {code}, see its log above")
             finally:
                 if child.poll() is None:
                     child.kill()
@@ -84,33 +90,42 @@ class ChildNode:
     def _exchange(self, connection: socket.socket, child: "subprocess.Popen[bytes]", items: Stream) -> Iterator[object]:
         """Feed on a thread, read here."""
         failures: list[BaseException] = []
-        feeder = threading.Thread(target=self._feed, args=(connection, items, failures), daemon=True)
-        feeder.start()
+        feeder = self.family.thread(lambda: self._feed(connection, items, failures))
         reader = Reader(connection.recv)
-        ended = False
 
         def messages() -> Iterator[object]:
-            nonlocal ended
-            while not ended:
+            while True:
                 try:
                     found = read_message(reader)
                 except (EOFError, OSError) as error:
                     if failures:
                         raise failures[0] from None
-                    code = child.wait(timeout=10)
+                    code = self._exit_code(child)
                     raise RuntimeError(
                         f"{self._name}: broke off with exit code {code}, see its log above ({error})"
                     ) from None
+                except ValueError as error:
+                    raise RuntimeError(f"{self._name}: sent what cannot be read ({error})") from None
                 if isinstance(found, Failure):
                     raise RuntimeError(f"{self._name}: {found.text}")
-                ended = isinstance(found, Close)
-                if not ended:
-                    yield found
+                if isinstance(found, Close):
+                    return
+                yield found
 
         yield from items_of(messages())
+        heard_out = _closed_in_peace(connection)
         feeder.join()
         if failures:
             raise failures[0]
+        if not heard_out and not self._exit_code(child):
+            raise RuntimeError(f"{self._name}: ended before it had read all its input")
+
+    def _exit_code(self, child: "subprocess.Popen[bytes]") -> int:
+        """Wait for the end of a child that has said goodbye."""
+        try:
+            return child.wait(timeout=LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{self._name}: still runs {LEAVE_SECONDS:g} s after the end of its output") from None
 
     def _feed(self, connection: socket.socket, items: Stream, failures: list[BaseException]) -> None:
         """Send configuration, header and items; a failure upstream ends the stream without a goodbye."""
@@ -137,3 +152,14 @@ def _next_upstream(parts: Iterator[bytes], failures: list[BaseException]) -> byt
     except BaseException as error:  # any failure must reach the consumer's thread
         failures.append(error)
         return None
+
+
+def _closed_in_peace(connection: socket.socket) -> bool:
+    """Whether the other side, having said goodbye, closed with everything read: else the system resets the connection."""
+    connection.settimeout(LEAVE_SECONDS)
+    try:
+        while connection.recv(2**16):
+            pass
+    except OSError:
+        return False
+    return True

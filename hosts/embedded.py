@@ -1,16 +1,21 @@
 """The embedded host: runs a Gadgetron pipeline with no Gadgetron at all."""
 
+from collections.abc import Generator
+
 from voxelsigma.gadgets.chaining import build
 from voxelsigma.gadgets.context import Context
-from voxelsigma.gadgets.items import Stream
+from voxelsigma.gadgets.items import Item, Stream
 from voxelsigma.gadgets.registry import GADGETS
 from voxelsigma.hosts.child import ChildNode
+from voxelsigma.hosts.family import Family
 from voxelsigma.hosts.pipeline import External, Native, Pipeline
 
 OWN_PREFIX = "voxelsigma.gadgets."
 
 
-def connect(pipeline: Pipeline, context: Context, items: Stream, *, in_process: bool = True) -> Stream:
+def connect(
+    pipeline: Pipeline, context: Context, items: Stream, *, in_process: bool = True
+) -> Generator[Item, None, None]:
     """Run items through a pipeline.
 
     Our own externals run in this process; any other Python external runs as Gadgetron would run it, in a child process
@@ -29,7 +34,7 @@ def connect(pipeline: Pipeline, context: Context, items: Stream, *, in_process: 
 
     Returns
     -------
-        What comes out.
+        What comes out; close it where it is not read to its end.
 
     Raises
     ------
@@ -43,14 +48,23 @@ def connect(pipeline: Pipeline, context: Context, items: Stream, *, in_process: 
                 f"{pipeline.source}: the C++ gadget {named} needs a real Gadgetron server; "
                 "the embedded host runs Python externals only"
             )
+    family = Family()
     for node in pipeline.nodes:
         assert isinstance(node, External)
         own = _own_name(pipeline, node)
         if own is not None and in_process:
             items = build(own, node.configuration, context)(items)
         else:
-            items = ChildNode(node, context)(items)
-    return items
+            items = ChildNode(node, context, family)(items)
+    return _supervised(items, family)
+
+
+def _supervised(items: Stream, family: Family) -> Generator[Item, None, None]:
+    """The same items; no child outlives them, however they end."""
+    try:
+        yield from items
+    finally:
+        family.end()
 
 
 def _own_name(pipeline: Pipeline, node: External) -> str | None:

@@ -1,6 +1,7 @@
 """Replay: a file of raw data through a pipeline into a file of image series."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,8 +76,8 @@ def replay(
             report(stage, done, total or (len(raw) if stage == "readouts" else 0))
 
         context = Context(header=raw.header, progress=counted)
-        items = connect(parsed, context, _items(raw, counted), in_process=in_process)
-        with image_writer(output, output_group) as writer:
+        stream = connect(parsed, context, _items(raw, counted), in_process=in_process)
+        with closing(stream) as items, image_writer(output, output_group) as writer:
             for item in items:
                 if isinstance(item, Image):
                     writer.write(item)
