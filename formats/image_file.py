@@ -1,5 +1,6 @@
 """Writing and reading ISMRMRD image series in HDF5, laid out as Gadgetron's own client does."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ import numpy.typing as npt
 from ismrmrd.hdf5 import image_header_dtype
 
 from voxelsigma.formats.atomic import unwritable, whole_file
+from voxelsigma.formats.hdf5 import open_hdf5
 from voxelsigma.formats.steady_file import SteadyFile
+
+_PARTS = {"data", "header", "attributes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +114,20 @@ def read_series(path: Path, group: str = "dataset") -> tuple[Series, ...]:
     FileNotFoundError, ValueError
         If there is no such file, or it holds no image series.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{path}: not an HDF5 file; expected ISMRMRD images in HDF5")
-    with h5py.File(path, "r") as file:
-        names = [] if group not in file else [name for name in file[group] if name.startswith("image_")]
+    with open_hdf5(path, "ISMRMRD images") as file:
+        names = series_names(file, group)
         if not names:
             raise ValueError(f"{path}: has no image series in group {group!r}; groups present: {list(file)}")
         found = [_read_one(file[group][name], int(name.removeprefix("image_"))) for name in names]
     return tuple(sorted(found, key=lambda series: series.index))
+
+
+def series_names(file: h5py.File, group: str) -> list[str]:
+    """Names of the image series in a group of an open file; none where there is no such group."""
+    found = file.get(group)
+    if not isinstance(found, h5py.Group):
+        return []
+    return [name for name, entry in found.items() if re.fullmatch(r"image_\d+", name) and set(entry) >= _PARTS]
 
 
 def _read_one(entry: h5py.Group, index: int) -> Series:

@@ -77,7 +77,7 @@ def draw_series(series: tuple[Series, ...], path: Path, *, image: int = 0) -> li
         axis.set_title(title, fontsize=12)
         axis.set_axis_off()
         figure.colorbar(drawn, ax=axis, shrink=0.85, label=_unit(look, title))
-        lines.append(f"{title} (series {entry.index}): {comment}, median {np.median(plane[plane > 0]):.3g}")
+        lines.append(f"{title} (series {entry.index}): {comment}, median {_median(plane):.3g}")
     drawing = io.BytesIO()
     figure.savefig(drawing, dpi=110, format="png")
     write_whole(path, drawing.getvalue())
@@ -98,6 +98,12 @@ def _plane(data: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     """The middle partition of the first channel, magnitude, shape `(y, x)`."""
     volume = np.abs(np.asarray(data)[0]).astype(np.float64)
     return volume[len(volume) // 2]
+
+
+def _median(plane: npt.NDArray[np.float64]) -> float:
+    """Over what is not empty; 0 if all of it is."""
+    filled = plane[plane > 0]
+    return float(np.median(filled)) if filled.size else 0.0
 
 
 def _factor(entry: Series, image: int) -> float:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from ismrmrd import Waveform
 
+from voxelsigma.formats.hdf5 import open_hdf5
 from voxelsigma.formats.header import ScanHeader, parse_header
 from voxelsigma.formats.readouts import ReadoutBlock, shape_of
 
@@ -45,9 +46,15 @@ class RawFile:
         ------
         ValueError
             If an acquisition's samples do not match its header.
+        OSError
+            If the file is damaged.
         """
         for first in range(0, len(self), size):
-            yield from self._split(self.group["data"][first : first + size], first)
+            try:
+                records = self.group["data"][first : first + size]
+            except OSError as error:
+                raise OSError(f"{self.path}: cannot be read after acquisition {first} ({error})") from error
+            yield from self._split(records, first)
 
     def waveforms(self) -> Iterator[Waveform]:
         """Its waveforms, in order."""
@@ -111,12 +118,10 @@ def open_raw(path: Path, group: str = "dataset") -> Iterator[RawFile]:
         If there is no such file.
     ValueError
         If it is not HDF5, has no such group (the text lists those present), no valid header or no acquisitions.
+    OSError
+        If it cannot be read, or is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{path}: not an HDF5 file; expected ISMRMRD raw data in HDF5")
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path, "ISMRMRD raw data") as file:
         yield RawFile(path=path, header=_header(path, _group(path, file, group)), group=file[group])
 
 

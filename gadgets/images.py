@@ -162,3 +162,13 @@ def window(array: npt.NDArray[np.float32], factor: float = 1.0) -> dict[str, Met
         "GADGETRON_WindowCenter": centre,
         "GADGETRON_WindowWidth": width,
     }
+
+
+def scaled_by(factor: float) -> dict[str, MetaValue]:
+    """The scale of integers that stand for quantities, so that a reader can undo it."""
+    return {
+        "GADGETRON_ScaleRatio": factor,
+        "RescaleSlope": 1 / factor,
+        "RescaleIntercept": 0,
+        "Use_dedicated_scaling_factor": 1,
+    }

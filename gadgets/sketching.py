@@ -25,6 +25,7 @@ from voxelsigma.gadgets.images import (
     make_image,
     provenance,
     quantized,
+    scaled_by,
     window,
 )
 from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey, Whitening
@@ -82,6 +83,25 @@ class _Result:
     probes: int
     estimator: str
     explained: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """How a map leaves: its series, role, comment, and factor as an integer."""
+
+    series: int
+    role: str
+    comment: str
+    factor: float
+
+
+_LAYERS = {
+    "magnitude": _Layer(SERIES_SIGMA, "STD_MAP", "sigma magnitude, SNR units", 1000),
+    "complex": _Layer(SERIES_SIGMA_COMPLEX, "STD_MAP", "sigma complex, SNR units", 1000),
+    "error": _Layer(SERIES_SIGMA_ERROR, "STD_MAP", "standard error of sigma magnitude (sketch's part)", 1000),
+    "snr": _Layer(SERIES_SNR, "SNR_MAP", "SNR", 10),
+    "gfactor": _Layer(SERIES_GFACTOR, "GFACTOR", "g-factor", 1000),
+}
 
 
 class Sketch:
@@ -164,67 +184,25 @@ class Sketch:
         whitening = kspace.whitening
         bias = covariance_bias(whitening.coils, whitening.effective_samples) if whitening.samples else 1.0
         common = self._meta(reconstruction, result, whitening, bias)
-        magnitude = result.magnitude * bias
-        image = assemble(kspace, reconstruction.values).abs().to(magnitude.device)
-        arrays: dict[str, tuple[Tensor, int, float, list[str], str]] = {
-            "magnitude": (
-                magnitude,
-                SERIES_SIGMA,
-                1000,
-                ["Quantitative", "STD_MAP"],
-                "sigma magnitude, SNR units",
-            ),
-            "complex": (
-                result.complex * bias,
-                SERIES_SIGMA_COMPLEX,
-                1000,
-                ["Quantitative", "STD_MAP"],
-                "sigma complex, SNR units",
-            ),
-            "error": (
-                magnitude * result.relative_error,
-                SERIES_SIGMA_ERROR,
-                1000,
-                ["Quantitative", "STD_MAP"],
-                "standard error of sigma magnitude (sketch's part)",
-            ),
-            "snr": (
-                # next to nothing over next to nothing, where no coil sees anything, is no SNR
-                torch.where(result.ratio > 0, image / magnitude.clamp_min(1e-30), 0),
-                SERIES_SNR,
-                10,
-                ["Quantitative", "SNR_MAP"],
-                "SNR",
-            ),
-            "gfactor": (
-                result.ratio,
-                SERIES_GFACTOR,
-                1000,
-                ["Quantitative", "GFACTOR"],
-                "g-factor"
-                if isinstance(reconstruction.functions[0], SenseReconstruction)
-                else "noise ratio to full sampling, not lost contrast",
-            ),
-        }
-        kinds = {"magnitude": "magnitude", "complex": "complex", "error": "magnitude", "snr": "magnitude"}
         for name in self.properties.maps:
-            tensor, series, factor, role, comment = arrays[name]
-            array = tensor.cpu().numpy().astype(np.float32)
+            layer = _LAYERS[name]
+            array = _values(name, result, reconstruction, bias).cpu().numpy().astype(np.float32)
+            comment = layer.comment
+            if name == "gfactor" and not isinstance(reconstruction.functions[0], SenseReconstruction):
+                comment = "noise ratio to full sampling, not lost contrast"
             meta: dict[str, MetaValue] = {
-                **described(role, comment, ["voxelsigma", result.estimator], kspace),
+                **described(["Quantitative", layer.role], comment, ["voxelsigma", result.estimator], kspace),
                 **common,
                 "voxelsigma_map": name,
-                "voxelsigma_kind": kinds.get(name, "magnitude"),
+                "voxelsigma_kind": "complex" if name == "complex" else "magnitude",
             }
             stored: npt.NDArray[np.generic] = array
             if self.properties.type == "uint16":
-                stored = quantized(array, factor, comment)
-                meta |= window(array, factor)
-                meta |= {"GADGETRON_ScaleRatio": factor, "RescaleSlope": 1 / factor, "RescaleIntercept": 0}
-                meta["Use_dedicated_scaling_factor"] = 1
+                stored = quantized(array, layer.factor, comment)
+                meta |= window(array, layer.factor) | scaled_by(layer.factor)
             else:
                 meta |= window(array)
-            yield make_image(stored, kspace, numbers, series, meta)
+            yield make_image(stored, kspace, numbers, layer.series, meta)
 
     def _estimate(self, reconstruction: Reconstruction) -> _Result:
         """Maps of all planes, assembled."""
@@ -319,3 +297,19 @@ class Sketch:
             "voxelsigma_acceleration": f"{reconstruction.planes[0].problem.acceleration():.4g}",
             "voxelsigma_unfit": str(reconstruction.image.meta.get("voxelsigma_unfit", "")),
         }
+
+
+def _values(name: str, result: _Result, reconstruction: Reconstruction, bias: float) -> Tensor:
+    """A map by its name, the covariance's bias taken into account, shape `(z, y, x)`."""
+    sigma = result.magnitude * bias
+    if name == "magnitude":
+        return sigma
+    if name == "complex":
+        return result.complex * bias
+    if name == "error":
+        return sigma * result.relative_error
+    if name == "gfactor":
+        return result.ratio
+    image = assemble(reconstruction.planes[0].item, reconstruction.values).abs().to(sigma.device)
+    # next to nothing over next to nothing, where no coil sees anything, is no SNR
+    return torch.where(result.ratio > 0, image / sigma.clamp_min(1e-30), 0)

@@ -155,7 +155,7 @@ def _next_upstream(parts: Iterator[bytes], failures: list[BaseException]) -> byt
 
 
 def _closed_in_peace(connection: socket.socket) -> bool:
-    """Whether the other side, having said goodbye, closed with everything read: else the system resets the connection."""
+    """Whether the other side closed, after its goodbye, with everything read: else the system resets the connection."""
     connection.settimeout(LEAVE_SECONDS)
     try:
         while connection.recv(2**16):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -164,6 +165,8 @@ class _ConsoleHandler(logging.Handler):
 
 def main() -> NoReturn:
     """Run the command line; every failure is one line on stderr and an exit code that is not 0."""
+    # so that temporary files and child processes are cleaned up
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except (ValueError, OSError, LookupError, EOFError, RuntimeError, ModuleNotFoundError, MemoryError) as error:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 from ismrmrd import constants
 
+from voxelsigma.formats.hdf5 import open_hdf5
 from voxelsigma.formats.header import COUNTERS, Encoding
-from voxelsigma.formats.image_file import Series, read_series
+from voxelsigma.formats.image_file import Series, read_series, series_names
 from voxelsigma.formats.raw_file import RawFile, open_raw
 
 
@@ -28,10 +28,8 @@ def describe(path: Path, group: str = "dataset") -> Iterator[str]:
 
 
 def _holds_images(path: Path, group: str) -> bool:
-    if not path.is_file() or not h5py.is_hdf5(path):
-        return False
-    with h5py.File(path, "r") as file:
-        return group in file and any(name.startswith("image_") for name in file[group])
+    with open_hdf5(path, "ISMRMRD raw data or images") as file:
+        return bool(series_names(file, group))
 
 
 def _describe_images(path: Path, group: str) -> Iterator[str]:

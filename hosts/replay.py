@@ -68,6 +68,8 @@ def replay(
         With one line that says what is wrong with which file or item.
     """
     parsed = load_pipeline(pipeline)
+    if output.exists() and scan.exists() and output.samefile(scan):
+        raise ValueError(f"{output}: is the scan itself; the images need a file of their own")
     summary = Summary()
     with open_raw(scan, group) as raw:
         report = progress or (lambda stage, done, total: None)

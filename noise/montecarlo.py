@@ -52,19 +52,7 @@ def monte_carlo(
     if trials < 2:
         raise ValueError(f"monte_carlo: {trials} trials; a variance needs at least 2")
     with torch.no_grad():
-        direction = phase_factor(reconstruction(kspace))
-        deviation = scale * (variance / 2).sqrt().to(kspace.real.dtype)
-        mean, spread, pseudo = torch.zeros(()), torch.zeros(()), torch.zeros(())
-        for trial in range(1, trials + 1):
-            parts = torch.randn((2, *kspace.shape), generator=generator, dtype=deviation.dtype)
-            noise = torch.complex(parts[0], parts[1]).to(kspace.device) * deviation
-            image = reconstruction(kspace + noise).to(torch.complex128)
-            value = (direction.conj() * image).real if kind == "magnitude" else image
-            # Welford's update: no sum of squares that could cancel
-            delta = value - mean
-            mean = mean + delta / trial
-            spread = spread + (delta * (value - mean).conj()).real
-            pseudo = pseudo + delta * (value - mean)
+        spread, pseudo = _spreads(reconstruction, kspace, scale * (variance / 2).sqrt(), trials, generator, kind)
     # |κ|: 1 for a single component, 0 for circular noise
     kappa = torch.where(spread > 0, pseudo.abs() / spread, 1).clamp(max=1)
     freedom = 2 * (trials - 1) / (1 + kappa.square())
@@ -75,3 +63,28 @@ def monte_carlo(
         probes=trials,
         explained=torch.zeros_like(spread),
     )
+
+
+def _spreads(
+    reconstruction: Callable[[Tensor], Tensor],
+    kspace: Tensor,
+    deviation: Tensor,
+    trials: int,
+    generator: torch.Generator,
+    kind: MapKind,
+) -> tuple[Tensor, Tensor]:
+    r"""Sums :math:`\sum |x_t - \bar x|^2` and :math:`\sum (x_t - \bar x)^2` over the trials."""
+    direction = phase_factor(reconstruction(kspace))
+    deviation = deviation.to(kspace.real.dtype)
+    mean, spread, pseudo = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for trial in range(1, trials + 1):
+        parts = torch.randn((2, *kspace.shape), generator=generator, dtype=deviation.dtype)
+        noise = torch.complex(parts[0], parts[1]).to(kspace.device) * deviation
+        image = reconstruction(kspace + noise).to(torch.complex128)
+        value = (direction.conj() * image).real if kind == "magnitude" else image
+        # Welford's update: no sum of squares that could cancel
+        delta = value - mean
+        mean = mean + delta / trial
+        spread = spread + (delta * (value - mean).conj()).real
+        pseudo = pseudo + delta * (value - mean)
+    return spread, pseudo

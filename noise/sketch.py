@@ -107,8 +107,8 @@ def sketch(
 
     .. math:: \sigma_i^2 = E|(J v)_i|^2, \qquad E[v v^H] = \operatorname{diag}(2/n_k)
 
-    (Dalmaz et al., ICML 2025, algorithm 1), with a control variate where one is given. Memory does not
-    grow with the number of probes. The same seed gives the same map for every chunk size.
+    (Dalmaz et al., ICML 2025, algorithm 1). Memory does not grow with the number of probes, and the same seed gives
+    the same map for every chunk size.
 
     Parameters
     ----------
@@ -135,6 +135,7 @@ def sketch(
     blocks_per_step = max(1, size // BLOCK_SIZE)
     direction = phase_factor(linearization.value)
     object_voxels = object_mask(linearization.value)
+    expected = None if covariate is None else covariate.variance
     state: Sketch | None = None
     start, block, done = clock(), 0, 0
     while done < stopping.probes:
@@ -142,22 +143,23 @@ def sketch(
         block += blocks_per_step
         step = _push(linearization, batch, covariate, size)
         done += len(batch)
+        sums = step if state is None else state.sums + step
         state = Sketch(
-            sums=step if state is None else state.sums + step,
-            direction=direction,
-            covariate_variance=None if covariate is None else covariate.variance,
-            complex_linear=linearization.complex_linear,
+            sums=sums, direction=direction, covariate_variance=expected, complex_linear=linearization.complex_linear
         )
         if progress is not None:
             progress(done, stopping.probes)
         if stopping.time_budget is not None and clock() - start >= stopping.time_budget:
             break
-        if stopping.target_error is not None:
-            error = state.map(kind).relative_error()[object_voxels].median()
-            if float(error) <= stopping.target_error:
-                break
+        if stopping.target_error is not None and _error(state, kind, object_voxels) <= stopping.target_error:
+            break
     assert state is not None
     return state
+
+
+def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
+    """Median relative standard error of a map over some voxels."""
+    return float(state.map(kind).relative_error()[voxels].median())
 
 
 def _push(linearization: Linearization, batch: Tensor, covariate: Covariate | None, size: int) -> Moments:

@@ -153,6 +153,13 @@ def test_white_noise_counts_in_full() -> None:
     assert effective_samples(noise) <= 64 * 128
 
 
+def test_chance_correlations_of_few_white_samples_are_taken_off() -> None:
+    counted = [effective_samples(noise) / 128 for noise in white((300, 4, 2, 32), 13)]
+    # ten chance correlations of 1/256 each would count 7 % of the samples away; what is above their own mean, e^-1 of
+    # it, takes 2.8 %. A single draw spreads by 2.5 %, the mean of 300 by 0.15 %
+    assert np.mean(counted) > 0.96
+
+
 @pytest.mark.parametrize("decay", [0.3, 0.6])
 def test_autoregressive_noise_counts_as_its_closed_form(decay: float) -> None:
     innovations = white((96, 4, 320), 6)

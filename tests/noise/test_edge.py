@@ -76,6 +76,27 @@ def test_it_is_marked_as_not_calibrated_and_whitens_to_variance_two() -> None:
     assert np.mean(np.abs(whitened) ** 2) == pytest.approx(2, rel=0.07)
 
 
+def test_only_the_outermost_lines_count() -> None:
+    # something faint and noise-like in the inner lines, 1.7 times the noise: no object, but no edge either
+    samples = noise(8)
+    samples[DISTANCES < 0.9 * LINES / 2] *= 1.3
+    covariance = edge_covariance(sharp_object() + samples, DISTANCES, 5.0, oversampled=True)
+    power = np.trace(covariance.matrix).real / np.trace(true_covariance()).real
+    assert power == pytest.approx(1, abs=POWER_TOLERANCE)
+
+
+def test_positions_of_a_faint_object_do_not_count() -> None:
+    # a line thinner than a voxel, in a quarter of the flat band: five times the noise in every line of k-space
+    x = (np.arange(LENGTH) - LENGTH // 2) / LENGTH
+    faint = np.zeros((LINES, COILS, LENGTH), dtype=np.complex128)
+    faint[:, :, (x > 0.24) & (x < 0.29)] = np.sqrt(5 * np.diag(true_covariance()).real)[:, None]
+    samples = sharp_object() + fft_centred(faint) + noise(9)
+    covariance = edge_covariance(samples, DISTANCES, 5.0, oversampled=True)
+    power = np.trace(covariance.matrix).real / np.trace(true_covariance()).real
+    # a quarter fewer positions: 1.3 % of a standard error
+    assert power == pytest.approx(1, abs=1.2 * POWER_TOLERANCE)
+
+
 def test_order_of_the_readouts_does_not_matter() -> None:
     samples, order = sharp_object() + noise(4), np.random.default_rng(5).permutation(LINES)
     straight = edge_covariance(samples, DISTANCES, 5.0, oversampled=True)
