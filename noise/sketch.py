@@ -116,25 +116,21 @@ def sketch(
         Of the reconstruction at the measured data.
     probes
         Where the probes come from.
-    stopping
-        When to stop.
-    covariate
-        Control variate; None for the plain mean.
+    stopping, covariate
+        When to stop; the control variate, None for the plain mean.
     kind
         The map whose error decides about stopping.
     chunk
         Probes pushed at a time; None chooses from the size of a probe and the device.
-    progress
-        Told (probes done, probes at most) after every step.
-    clock
-        Monotonic seconds.
+    progress, clock
+        Told (probes done, probes at most) after every step; monotonic seconds.
     """
     if stopping.probes < 2:
         raise ValueError(f"sketch: {stopping.probes} probes; a variance needs at least 2")
     size = chunk or default_chunk(probes.coils * probes.variance.numel(), probes.device)
     blocks_per_step = max(1, size // BLOCK_SIZE)
     direction = phase_factor(linearization.value)
-    object_voxels = object_mask(linearization.value)
+    seen = object_mask(linearization.value)
     expected = None if covariate is None else covariate.variance
     state: Sketch | None = None
     start, block, done = clock(), 0, 0
@@ -143,15 +139,16 @@ def sketch(
         block += blocks_per_step
         step = _push(linearization, batch, covariate, size)
         done += len(batch)
-        sums = step if state is None else state.sums + step
         state = Sketch(
-            sums=sums, direction=direction, covariate_variance=expected, complex_linear=linearization.complex_linear
+            sums=step if state is None else state.sums + step,
+            direction=direction,
+            covariate_variance=expected,
+            complex_linear=linearization.complex_linear,
         )
         if progress is not None:
             progress(done, stopping.probes)
-        if stopping.time_budget is not None and clock() - start >= stopping.time_budget:
-            break
-        if stopping.target_error is not None and _error(state, kind, object_voxels) <= stopping.target_error:
+        late = stopping.time_budget is not None and clock() - start >= stopping.time_budget
+        if late or (stopping.target_error is not None and _error(state, kind, seen) <= stopping.target_error):
             break
     assert state is not None
     return state

@@ -81,11 +81,19 @@ def test_an_odd_value_that_nobody_needs_is_let_pass(scan: SimulatedScan) -> None
 @pytest.mark.parametrize(
     ("pattern", "replacement", "text"),
     [
-        (r"\?>\n", '?>\n<!DOCTYPE a [<!ENTITY b "c">]>\n', "document types and entities are refused .*DTDForbidden"),
+        (
+            r"\?>\n",
+            '?>\n<!DOCTYPE a [<!ENTITY b "c">]>\n',
+            "document types and entities are refused .*DTDForbidden",
+        ),
         (r"\?>\n", '?>\n<!DOCTYPE a SYSTEM "file:///etc/passwd">\n', "document types and entities are refused"),
         ("</encoding>.*", "", "header: not well-formed XML"),
         ("^.*$", "", "header: not well-formed XML"),
-        ("^.*$", "<other/>", "root element is 'other'; expected 'ismrmrdHeader' of the namespace http://www.ismrm"),
+        (
+            "^.*$",
+            "<other/>",
+            "root element is 'other'; expected 'ismrmrdHeader' of the namespace http://www.ismrm",
+        ),
         (' xmlns="[^"]*"', "", "root element is 'ismrmrdHeader'; expected 'ismrmrdHeader' of the namespace"),
         ("<encoding>.*</encoding>", "", "header: has no encoding; at least one is needed"),
         ("<encodedSpace>.*</encodedSpace>", "", "not an ISMRMRD header .encoding lacks 'encodedSpace'"),
@@ -95,7 +103,11 @@ def test_an_odd_value_that_nobody_needs_is_let_pass(scan: SimulatedScan) -> None
         ("<trajectory>cartesian</trajectory>", "", "encoding lacks 'trajectory'"),
         ("<trajectory>cartesian", "<trajectory>zigzag", "`zigzag` is not a valid `trajectoryType`"),
         ("<x>64</x>", "<x>many</x>", "not an ISMRMRD header .*`many` is not a valid `int`"),
-        ("<x>64</x>", "<x>0</x>", r"encodedSpace.matrixSize is \(0, 32, 1\); each of x, y, z must be from 1 to 65535"),
+        (
+            "<x>64</x>",
+            "<x>0</x>",
+            r"encodedSpace.matrixSize is \(0, 32, 1\); each of x, y, z must be from 1 to 65535",
+        ),
         ("<x>64</x>", "<x>70000</x>", r"encodedSpace.matrixSize is \(70000, 32, 1\)"),
         (
             "<x>240.0</x>",
@@ -111,7 +123,11 @@ def test_an_odd_value_that_nobody_needs_is_let_pass(scan: SimulatedScan) -> None
         ),
         ("<slice><minimum>0", "<slice><minimum>-1", "encodingLimits.slice is -1 to 0; expected 0 <= minimum"),
         ("<kspace_encoding_step_1>2<", "<kspace_encoding_step_1>two<", "`two` is not a valid `int`"),
-        ("Bandwidth>0.793", "Bandwidth>wide", "relativeReceiverNoiseBandwidth is 'wide'; expected a number above 0"),
+        (
+            "Bandwidth>0.793",
+            "Bandwidth>wide",
+            "relativeReceiverNoiseBandwidth is 'wide'; expected a number above 0",
+        ),
         ("Bandwidth>0.793", "Bandwidth>-1", "relativeReceiverNoiseBandwidth is -1.0; expected a number above 0"),
         ("Bandwidth>0.793", "Bandwidth>0", "relativeReceiverNoiseBandwidth is 0.0; expected a number above 0"),
         ("<trajectory>", "<strange>1</strange><trajectory>", "not an ISMRMRD header .Unknown property .*strange"),

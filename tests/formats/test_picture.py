@@ -1,9 +1,9 @@
 """Pictures of series."""
 
-import os
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -35,12 +35,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     figures: list[Figure] = []
     original = Figure.savefig
 
-    def savefig(self: Figure, *args: object, **options: object) -> None:
+    def savefig(self: Figure, *args: Any, **options: Any) -> None:
         figures.append(self)
         original(self, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     return figures
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def titles(figure: Figure) -> list[str]:
@@ -53,7 +57,7 @@ def test_a_png_is_written(tmp_path: Path) -> None:
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
     assert width > 3 * height > 900
-    assert os.listdir(tmp_path) == ["out.png"]
+    assert names(tmp_path) == ["out.png"]
     assert found == [
         "Image (series 1): a comment, median 0.867",
         "Noise σ, magnitude (series 2000): a comment, median 0.867",
@@ -108,7 +112,7 @@ def test_other_series_are_left_out(tmp_path: Path) -> None:
 def test_an_image_that_is_not_there(tmp_path: Path, image: int) -> None:
     with pytest.raises(ValueError, match=f"series 1 has 2 images; there is none with number {image}"):
         draw_series((series_of(1),), tmp_path / "out.png", image=image)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_the_second_image_can_be_drawn(tmp_path: Path) -> None:
@@ -135,10 +139,10 @@ def test_an_empty_map_can_be_drawn(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match="drawing needs matplotlib: pip install 'voxelsigma.view.'"):
+    with pytest.raises(ModuleNotFoundError, match=r"drawing needs matplotlib: pip install 'voxelsigma\[view\]'"):
         draw_series((series_of(1),), tmp_path / "out.png")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="folder .*nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"folder .*nowhere does not exist"):
         draw_series((series_of(1),), tmp_path / "nowhere" / "out.png")

@@ -102,13 +102,12 @@ def test_the_readouts_are_of_the_object_and_the_coils() -> None:
     images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(1, 2)), norm="ortho"), axes=(1, 2))
     cropped = images[:, :, 32:96]
     expected = scan.sensitivities[0, :, 0] * scan.objects[0, 0]
-    overlap = np.vdot(expected, cropped) / np.vdot(expected, expected)
-    # the same intensity and phase, but for the ringing of the edges
-    assert abs(overlap - 1) < 0.02
+    # the same intensity and phase in every coil, up to how a grid sees edges
+    np.testing.assert_allclose(cropped.mean(axis=(1, 2)), expected.mean(axis=(1, 2)), rtol=0.02)
     residual = np.linalg.norm(cropped - expected) / np.linalg.norm(expected)
-    assert residual < 0.25
+    assert residual < 0.2
     # nothing but ringing lies in the field of view that only oversampling sees
-    assert np.linalg.norm(images[:, :, :32]) < 0.03 * np.linalg.norm(images)
+    assert np.linalg.norm(images[:, :, :32]) < 0.01 * np.linalg.norm(images)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +226,10 @@ def test_noise_samples_are_at_least_those_wanted(wanted: int, readouts: int, sam
         ),
         ({"matrix": (0, 32, 32)}, r"z from 1, got .z, y, x. = \(0, 32, 32\)"),
         ({"matrix": (1, 32, 2048)}, r"got .z, y, x. = \(1, 32, 2048\)"),
-        ({"mask": "random_2d"}, "mask 'random_2d' samples two phase encoding axes; the matrix needs z above 1, got 1"),
+        (
+            {"mask": "random_2d"},
+            "mask 'random_2d' samples two phase encoding axes; the matrix needs z above 1, got 1",
+        ),
         ({"mask": "poisson_disc"}, "mask 'poisson_disc' samples two phase encoding axes"),
         ({"matrix": (16, 32, 32), "slices": 2}, "simulate: a 3D scan has one slab, got slices 2"),
     ],
@@ -240,7 +242,10 @@ def test_bad_settings_are_refused(changes: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"mask": "spiral"}, "mask kind must be one of uniform_1d, random_1d, random_2d, poisson_disc, got 'spiral'"),
+        (
+            {"mask": "spiral"},
+            "mask kind must be one of uniform_1d, random_1d, random_2d, poisson_disc, got 'spiral'",
+        ),
         ({"acceleration": 0.5}, "acceleration must be from 1 to 32"),
         ({"acceleration": 2.5}, "acceleration of a uniform mask must be a whole number, got 2.5"),
         ({"acceleration": 4, "mask": "random_1d", "reference_lines": 12}, "centre must be at most the 8 lines of"),

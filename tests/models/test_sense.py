@@ -255,6 +255,9 @@ def test_asymmetric_echoes_have_no_exact_variance(smooth_maps: MapMaker) -> None
     reconstruction = Sense().bind(narrow)
     assert reconstruction.columns is not None
     assert reconstruction.exact_variance() is None
+    # not even where noise has leaked, through a crop of the readout, to where no sample counts
+    leaked = problem_of(problem.sensitivities, by_lines("every other")).variance
+    assert Sense().bind(dataclasses.replace(narrow, variance=leaked)).exact_variance() is None
 
 
 def test_noise_that_varies_along_the_readout_has_no_exact_variance(smooth_maps: MapMaker) -> None:
