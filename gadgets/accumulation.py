@@ -151,6 +151,11 @@ class _State:
         if encoding is not imaging:
             samples, line = _moved(samples, line, encoding, imaging)
         key = volume_key(header)
+        if key in self.emitted:
+            raise ValueError(
+                f"accumulate: reference readout {int(header['scan_counter'])} came after the volume {key} had ended "
+                "(a readout before it was flagged as the last); reference lines must come before"
+            )
         if key not in self.references:
             matrix = (*imaging.encoded_matrix[:2], ReadoutGeometry.of(imaging).size)
             self.references[key] = LineBuffer.empty(len(samples), matrix)
@@ -166,7 +171,10 @@ class _State:
     def _volume(self, key: VolumeKey, encoding: Encoding, coils: int) -> Generator[KSpace, None, Volume]:
         """The open volume of a key; opening it ends whole volumes of the same slice."""
         if key in self.emitted:
-            raise ValueError(f"accumulate: a readout for the volume {key} came after that volume had ended")
+            raise ValueError(
+                f"accumulate: a readout for the volume {key} came after that volume had ended; the header states "
+                f"{encoding.last('average') + 1} averages"
+            )
         if key not in self.open:
             for other in [volume for volume in self.open.values() if volume.key.slice == key.slice]:
                 if not self._missing(other) and (other.marked or not self._irregular(other)):
@@ -188,10 +196,10 @@ class _State:
         whole_scan = bool(single.flagged(*LAST_OF_ALL)[0])
         for volume in closing:
             last_average = int(header["idx"]["average"]) >= volume.encoding.last("average")
-            volume.marked = volume.marked or last_average
             # without a count to go by, the last line of one partition is not the last of the volume
-            decisive = whole_scan or volume.flat or not self._irregular(volume)
-            if last_average and decisive and not self._missing(volume):
+            decisive = last_average and (whole_scan or volume.flat or not self._irregular(volume))
+            volume.marked = volume.marked or decisive
+            if decisive and not self._missing(volume):
                 yield self._finish(volume)
 
     def _finish(self, volume: Volume) -> KSpace:
@@ -201,14 +209,21 @@ class _State:
             missing = f"{int((volume.image.count > 0).sum())} lines and no readout flagged as the last one"
         if missing and self.properties.incomplete == "error":
             raise ValueError(
-                f"accumulate: the volume {volume.key} is incomplete: {missing}; set property incomplete='emit' to get "
-                "a labelled series, or sampling='irregular' if the protocol samples like this"
+                f"accumulate: the volume {volume.key} is incomplete: {missing} (the header's acceleration is "
+                f"{' x '.join(map(str, volume.encoding.acceleration[::-1]))}); set property sampling='irregular' if "
+                "the protocol samples like this, or incomplete='emit' to get a labelled series"
             )
         if missing:
             logger.warning("the volume %s is incomplete (%s): its series are labelled", volume.key, missing)
         del self.open[volume.key]
         self.emitted.add(volume.key)
-        return volume.finish(self._provenance(), missing, self._reference_for(volume.key))
+        kspace = volume.finish(self._provenance(), missing, self._reference_for(volume.key))
+        if volume.key in self.references:
+            # of the volumes that have ended only a slice's latest reference lines may serve others
+            for key in [key for key in self.references if key.slice == volume.key.slice and key in self.emitted]:
+                if key != volume.key:
+                    del self.references[key]
+        return kspace
 
     def _missing(self, volume: Volume) -> str:
         return volume.missing(irregular=self._irregular(volume))

@@ -81,7 +81,7 @@ def make_image(
         image_type=constants.IMTYPE_COMPLEX if complex_valued else constants.IMTYPE_MAGNITUDE,
         image_index=index,
         image_series_index=series,
-        field_of_view=tuple(reversed(kspace.recon_fov_mm)),
+        field_of_view=tuple(reversed(image_fov_mm(kspace))),
         average=0,
     )
     # as texts, so that an image has the same metadata before and behind the wire
@@ -89,6 +89,12 @@ def make_image(
         {key: value if isinstance(value, list) else str(value) for key, value in meta.items() if value not in ("", [])}
     )
     return image
+
+
+def image_fov_mm(kspace: KSpace) -> tuple[float, float, float]:
+    """Field of view `(z, y, x)` that an image really has: of what was encoded, where more is wanted than that."""
+    z, y, x = (min(wanted, encoded) for wanted, encoded in zip(kspace.recon_fov_mm, kspace.encoded_fov_mm, strict=True))
+    return (z if kspace.volumetric else kspace.recon_fov_mm[0]), y, x
 
 
 def provenance(kspace: KSpace) -> dict[str, MetaValue]:

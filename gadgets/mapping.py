@@ -20,6 +20,9 @@ logger = logging.getLogger("voxelsigma.coil_maps")
 
 Mask = npt.NDArray[np.bool_]
 
+SMALLEST_REGION = 8
+"""Lines around the centre of k-space without which no sensitivities are estimated."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoilMapsProperties:
@@ -111,20 +114,22 @@ def calibration_region(kspace: KSpace) -> npt.NDArray[np.complex64]:
     ValueError
         If there are no reference lines and the centre of k-space is not fully sampled.
     """
-    if kspace.reference is not None:
-        rows, columns = _central_block(kspace.reference_lines)
-        if rows.stop > rows.start:
-            return kspace.reference[:, rows, columns]
-    rows, columns = _central_block(kspace.headers["number_of_samples"] > 0)
-    smallest = min(
-        part.stop - part.start for part, size in zip((rows, columns), kspace.data.shape[1:3], strict=True) if size > 1
-    )
-    if smallest < 8:
-        raise ValueError(
-            f"coil_maps: {kspace.key} has no reference lines, and only {max(smallest, 0)} fully sampled lines around "
-            "the centre of k-space; at least 8 are needed for the coil sensitivities"
+    widths = []
+    for lines, data in (
+        (kspace.reference_lines, kspace.reference),
+        (kspace.headers["number_of_samples"] > 0, kspace.data),
+    ):
+        rows, columns = _central_block(lines)
+        widths.append(
+            min(part.stop - part.start for part, size in zip((rows, columns), lines.shape, strict=True) if size > 1)
         )
-    return kspace.data[:, rows, columns]
+        if data is not None and widths[-1] >= SMALLEST_REGION:
+            return data[:, rows, columns]
+    found = f"only {widths[0]} contiguous reference lines" if widths[0] else "no reference lines"
+    raise ValueError(
+        f"coil_maps: {kspace.key} has {found}, and only {widths[1]} fully sampled imaging lines around the centre of "
+        f"k-space; at least {SMALLEST_REGION} are needed for the coil sensitivities"
+    )
 
 
 def _central_block(sampled: Mask) -> tuple[slice, slice]:

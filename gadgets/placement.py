@@ -74,7 +74,10 @@ def placed_samples(block: ReadoutBlock, oversampled: int) -> tuple[Samples, tupl
     samples = block.samples
     if block.flagged(constants.ACQ_IS_REVERSE)[0]:
         samples = samples[..., ::-1]
-        before, after, centre = after, before, length - 1 - centre
+        before, after = after, before
+        # converters give the middle of a symmetric readout for both directions; elsewhere the echo is mirrored
+        if 2 * centre != length:
+            centre = length - 1 - centre
     kept = samples[..., before : length - after]
     start = oversampled // 2 - centre + before
     stop = start + kept.shape[2]

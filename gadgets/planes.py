@@ -29,12 +29,16 @@ class Plane:
         Everything else about it.
     item
         The k-space it is of.
+    readout_gain
+        Standard deviation of white unit noise behind the decoupling: below 1 where the image is coarser than the
+        readout.
     """
 
     number: int
     kspace: Tensor
     problem: PlaneProblem
     item: KSpace
+    readout_gain: float = 1.0
 
     def probes(self, seed: int) -> ProbeSource:
         """Probes with the noise of this plane."""
@@ -44,7 +48,7 @@ class Plane:
         if self.item.volumetric or readout is None:
             return ProbeSource(variance=self.problem.variance, coils=coils, seed=seed, counters=counters, device=device)
         size = self.kspace.shape[-1]
-        lines = torch.from_numpy(_line_variance(self.item))
+        lines = torch.from_numpy(_line_variance(self.item)[0])
         variance = torch.zeros((len(lines), readout.size))
         variance[:, readout.start : readout.stop] = lines.unsqueeze(1)
         return ProbeSource(
@@ -95,9 +99,11 @@ def planes_of(kspace: KSpace, sensitivities: Sensitivities, device: torch.device
         )
         return
     hybrid = decoupled(kspace, kspace.data)
-    # the transform is unitary: a plane's sample has the mean variance of its line
-    variance = torch.from_numpy(kspace.variance.mean(axis=2)).to(device)
+    # noise along the readout is independent (or, of an asymmetric echo, evenly spread over the planes)
+    energy = _decoupling(kspace)[0].abs().square().float()
+    variance = (torch.from_numpy(kspace.variance) @ energy).to(device)
     weights = torch.from_numpy(sample_weights(kspace).max(axis=2)).to(device)
+    gain = float((variance * weights / 2)[weights > 0].mean().sqrt())
     for number in range(hybrid.shape[-1]):
         yield Plane(
             number=number,
@@ -111,6 +117,7 @@ def planes_of(kspace: KSpace, sensitivities: Sensitivities, device: torch.device
                 field_of_view=_fov_parts(kspace)[:2],
             ),
             item=kspace,
+            readout_gain=gain,
         )
 
 
@@ -119,7 +126,7 @@ def sample_weights(kspace: KSpace) -> "np.ndarray[tuple[int, ...], np.dtype[np.f
 
     What little of an asymmetric echo leaks beyond its own samples, when the readout is cropped, does not count.
     """
-    line = kspace.variance.max(axis=2, keepdims=True)
+    line = _line_variance(kspace)[..., None]
     first, last = kspace.limits[2]
     position = np.arange(kspace.variance.shape[2])
     inside = (position >= first) & (position <= last)
@@ -129,9 +136,18 @@ def sample_weights(kspace: KSpace) -> "np.ndarray[tuple[int, ...], np.dtype[np.f
 
 def decoupled(kspace: KSpace, data: "np.ndarray[tuple[int, ...], np.dtype[np.complex64]]") -> Tensor:
     """Inverse Fourier transform along the readout, `(coils, k2, k1, k0)` to `(coils, k2, k1, x)`."""
-    length = data.shape[-1]
+    return torch.from_numpy(data) @ _decoupling(kspace).to(torch.complex64).mT
+
+
+def _decoupling(kspace: KSpace) -> Tensor:
+    """Inverse Fourier transform along the readout at the wanted positions, shape `(x, k0)`.
+
+    Scaled as if the acquired part of an asymmetric echo were the whole readout, like an acquired window of a slice.
+    """
+    length = kspace.data.shape[-1]
+    first, last = kspace.limits[2]
     matrix = kspace_matrix(Window(0, length, length), kspace.recon_matrix[2], _fov_parts(kspace)[2])
-    return torch.from_numpy(data) @ matrix.to(torch.complex64).mT
+    return matrix * (length / (last - first + 1)) ** 0.5
 
 
 def assemble(kspace: KSpace, planes: list[Tensor]) -> Tensor:
@@ -148,12 +164,13 @@ def _fov_parts(kspace: KSpace) -> tuple[float, float, float]:
 
 
 def _line_variance(kspace: KSpace) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
-    """Variance of the white noise of each line of a slice before its readout was cropped, shape `(k1,)`."""
-    assert kspace.readout is not None
+    """Variance of the white noise of each line before its readout was cropped, shape `(k2, k1)`."""
     readout = kspace.readout
+    if readout is None:
+        return kspace.variance.max(axis=2)
     part = ReadoutGeometry(readout.size, kspace.data.shape[-1]).matrix()[:, readout.start : readout.stop]
     profile = (np.abs(part) ** 2).sum(axis=1)
-    return (kspace.variance[0].sum(axis=1) / profile.sum()).astype(np.float32)
+    return (kspace.variance.sum(axis=2) / profile.sum()).astype(np.float32)
 
 
 def _remove_oversampling(probes: Tensor, size: int) -> Tensor:

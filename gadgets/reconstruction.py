@@ -1,7 +1,6 @@
 """Reconstruction: k-space and sensitivities to an image in SNR units, by the method of a model card."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ from voxelsigma.gadgets.images import SERIES_IMAGE, SeriesNumbers, described, ma
 from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey
 from voxelsigma.gadgets.planes import Plane, assemble, pick_device, planes_of
 from voxelsigma.gadgets.properties import choice, number, several, text
-from voxelsigma.models.cards import ModelCard, Reconstructor, load_card, load_model
+from voxelsigma.models.cards import BoundReconstruction, ModelCard, Reconstructor, load_card, load_model
+from voxelsigma.models.grid import Window
 from voxelsigma.noise.linearize import Linearization, linearize
 
 logger = logging.getLogger("voxelsigma.reconstruct")
@@ -60,7 +60,7 @@ class Reconstruction:
 
     image: Image
     planes: list[Plane]
-    functions: list[Callable[[Tensor], Tensor]]
+    functions: list[BoundReconstruction]
     values: list[Tensor]
     linearization: Linearization | None
     card: ModelCard
@@ -117,7 +117,7 @@ class Reconstruct:
         shared = "linearization" in self.properties.forward
         result = reconstruct_planes(kspace, sensitivities, self.method, self.device, linearized=shared)
         planes, functions, values, linearization = result
-        reason = unfit(self.card, kspace, planes[0])
+        reason = unfit(self.card, kspace, planes[0], functions[0].windows)
         if reason and reason not in warned:
             warned.add(reason)
             logger.warning("model %r was not made for this data: %s", self.card.name, reason)
@@ -130,7 +130,7 @@ class Reconstruct:
             **provenance(kspace),
             **method_meta(self.card, self.properties.regularization, sensitivities.method),
             **window(np.abs(volume).astype(np.float32)),
-            "voxelsigma_acceleration": f"{planes[0].problem.acceleration():.4g}",
+            "voxelsigma_acceleration": f"{planes[0].problem.acceleration(functions[0].windows):.4g}",
             "voxelsigma_unfit": reason,
         }
         return Reconstruction(
@@ -166,7 +166,7 @@ def reconstruct_planes(
     device: torch.device,
     *,
     linearized: bool,
-) -> tuple[list[Plane], list[Callable[[Tensor], Tensor]], list[Tensor], Linearization | None]:
+) -> tuple[list[Plane], list[BoundReconstruction], list[Tensor], Linearization | None]:
     """Planes, the reconstruction of each, its image, and the linearization of a slice where that is wanted."""
     planes = list(planes_of(kspace, sensitivities, device))
     functions = [method.bind(plane.problem) for plane in planes]
@@ -199,10 +199,10 @@ def matching(maps: dict[VolumeKey, Sensitivities], kspace: KSpace, gadget: str) 
     return found
 
 
-def unfit(card: ModelCard, kspace: KSpace, plane: Plane) -> str:
+def unfit(card: ModelCard, kspace: KSpace, plane: Plane, windows: tuple[Window, Window]) -> str:
     """What the data ask beyond what a card is fit for, in words."""
     return card.unfit(
-        acceleration=plane.problem.acceleration(),
+        acceleration=plane.problem.acceleration(windows),
         coils=kspace.data.shape[0],
         # a decoupled volume is a stack of planes to the model
         dimension=2,

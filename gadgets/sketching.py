@@ -124,6 +124,7 @@ class Sketch:
         numbers = SeriesNumbers()
         for item in items:
             if isinstance(item, Reconstruction):
+                maps.pop(item.planes[0].item.key, None)
                 yield item.image
                 yield from self._maps(item, numbers)
             elif isinstance(item, Sensitivities):
@@ -134,7 +135,7 @@ class Sketch:
                 kspaces[item.key] = item
                 if "kspace" in self.properties.forward:
                     yield item
-            elif isinstance(item, Image) and item.image_series_index in range(SERIES_IMAGE, SERIES_IMAGE + 10):
+            elif isinstance(item, Image) and _is_ours(item):
                 yield item
                 repeated = self._repeat(item, kspaces, maps)
                 # a long series must not keep what it is done with
@@ -152,10 +153,7 @@ class Sketch:
             raise ValueError(
                 f"sketch: no k-space came for the image of {key}; set forward='kspace sensitivities' before it"
             )
-        name = image.meta.get("voxelsigma_model_card") or image.meta.get("voxelsigma_model")
-        if not name:
-            raise ValueError(f"sketch: the image of {key} does not name its model (metadata voxelsigma_model)")
-        card = load_card(str(name))
+        card = load_card(str(image.meta.get("voxelsigma_model_card") or image.meta["voxelsigma_model"]))
         stated = image.meta.get("voxelsigma_regularization")
         method = load_method(card, self.device, None if stated is None else float(stated))
         found = matching(maps, kspaces[key], "sketch")
@@ -212,11 +210,13 @@ class Sketch:
         for index, plane in enumerate(reconstruction.planes):
             found, estimator = self._plane(reconstruction, index)
             pairs.append(found)
+            windows = reconstruction.functions[index].windows
+            gain = plane.readout_gain * plane.problem.interpolation_gain(windows).to(self.device)
             ratios.append(
                 noise_ratio(
-                    found["magnitude"].sigma,
+                    found["magnitude"].sigma / gain,
                     plane.problem.sensitivities_on(plane.problem.size, plane.problem.field_of_view),
-                    plane.problem.acceleration(),
+                    plane.problem.acceleration(windows),
                 )
             )
             error = found["magnitude"].relative_error()
@@ -294,9 +294,15 @@ class Sketch:
             "voxelsigma_covariance_error": f"{covariance_error(whitening.effective_samples):.4g}"
             if whitening.samples
             else "unknown",
-            "voxelsigma_acceleration": f"{reconstruction.planes[0].problem.acceleration():.4g}",
+            "voxelsigma_acceleration": str(reconstruction.image.meta.get("voxelsigma_acceleration", "")),
             "voxelsigma_unfit": str(reconstruction.image.meta.get("voxelsigma_unfit", "")),
         }
+
+
+def _is_ours(image: Image) -> bool:
+    """Whether an image was made by `reconstruct`: others pass."""
+    series = image.image_series_index in range(SERIES_IMAGE, SERIES_IMAGE + 10)
+    return series and bool(image.meta.get("voxelsigma_model"))
 
 
 def _values(name: str, result: _Result, reconstruction: Reconstruction, bias: float) -> Tensor:

@@ -149,7 +149,9 @@ class Volume:
             recon_matrix=encoding.recon_matrix,
             whitening=whitening,
             incomplete=incomplete,
-            partial_fourier=_partial_fourier(limits, self.image.total.shape[1:]),
+            partial_fourier=" ".join(
+                filter(None, (_partial_fourier(limits, self.image.total.shape[1:]), self._missing_corners()))
+            ),
             readout=None if whole or size == oversampled else OversampledReadout(oversampled, start, stop),
         )
 
@@ -157,7 +159,13 @@ class Volume:
         sampled = self.image.count > 0
         return np.asarray(sampled.any(axis=1)), np.asarray(sampled.any(axis=0))
 
-    def _expected(self) -> npt.NDArray[np.bool_]:
+    def _missing_corners(self) -> str:
+        """`k2-k1 corners` where a regular 3D scan left some out, else empty."""
+        if self.flat or not self.regular():
+            return ""
+        return "k2-k1 corners" if (self._expected(corners=True) & (self.image.count == 0)).any() else ""
+
+    def _expected(self, *, corners: bool = False) -> npt.NDArray[np.bool_]:
         """Lines of the regular grid within the limits, shape `(k2, k1)`.
 
         Of a 3D scan the corners beyond the inscribed ellipse are not called for: many protocols leave them out.
@@ -173,7 +181,7 @@ class Volume:
             centre = len(sampled) // 2
             distances.append((position - centre) / max(1, centre - first, last - centre))
         expected: npt.NDArray[np.bool_] = axes[0][:, None] & axes[1][None, :]
-        if len(axes[0]) > 1:
+        if len(axes[0]) > 1 and not corners:
             expected &= distances[0][:, None] ** 2 + distances[1][None, :] ** 2 <= 1
         return expected
 

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from voxelsigma.models.grid import Window
 from voxelsigma.models.network import Network
 from voxelsigma.models.problem import PlaneProblem
 from voxelsigma.models.sense import Sense
@@ -36,11 +37,24 @@ _REQUIRED = ("name", "architecture", "fit_for", "licence")
 _FIT_KEYS = ("acceleration", "coils", "dimension")
 
 
+class BoundReconstruction(Protocol):
+    """The reconstruction of one plane."""
+
+    @property
+    def windows(self) -> tuple[Window, Window]:
+        """The grid it reconstructs on, as parts of the encoded axes."""
+        ...
+
+    def __call__(self, kspace: Tensor) -> Tensor:
+        """From k-space on the encoded matrix, `(coils, k1, k0)`, to the wanted image, `(y, x)`."""
+        ...
+
+
 class Reconstructor(Protocol):
     """A reconstruction method that can be bound to a plane."""
 
-    def bind(self, problem: PlaneProblem) -> Callable[[Tensor], Tensor]:
-        """Reconstruction of one plane, from k-space on the encoded matrix to the wanted image."""
+    def bind(self, problem: PlaneProblem) -> BoundReconstruction:
+        """Reconstruction of one plane."""
         ...
 
 

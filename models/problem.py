@@ -61,10 +61,18 @@ class PlaneProblem:
         """Whether every readout position is sampled alike along its line, so that hybrid space is white."""
         return bool(torch.allclose(self.variance, self.variance.mean(dim=-1, keepdim=True), rtol=1e-4))
 
-    def acceleration(self) -> float:
-        """R: encoded over acquired samples, repeats counted, on the acquired grid."""
-        weights = self.cropped_weights(self.windows(symmetric=False))
+    def acceleration(self, windows: tuple[Window, Window] | None = None) -> float:
+        """R: encoded over acquired samples, repeats counted, on a grid; None is the acquired one."""
+        weights = self.cropped_weights(windows or self.windows(symmetric=False))
         return weights.numel() / float(weights.sum())
+
+    def interpolation_gain(self, windows: tuple[Window, Window]) -> Tensor:
+        """Standard deviation of white unit noise of a grid behind the interpolation to the wanted image, `(y, x)`."""
+        gains = [
+            torch.ones(size) if matrix is None else matrix.abs().square().sum(dim=1).sqrt().float()
+            for matrix, size in zip(self.output_matrices(windows), self.size, strict=True)
+        ]
+        return torch.outer(gains[0], gains[1])
 
     def cropped_weights(self, windows: tuple[Window, Window]) -> Tensor:
         """Readouts averaged into each sample, on a window."""

