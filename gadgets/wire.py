@@ -171,7 +171,7 @@ def message(item: Any) -> bytes:
     if isinstance(item, ReconData):
         return _recon_data_bytes(item)
     if isinstance(item, ImageArray):
-        parts = []
+        parts: list[bytes] = []
         write_image_array(_Sink(parts.append), item)
         return b"".join(parts)
     raise TypeError(f"wire: an item of type {type(item).__name__} has no message")

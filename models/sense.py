@@ -33,6 +33,10 @@ class Sense:
     regularization: float = 0.0
     tolerance: float = 1e-6
 
+    def __post_init__(self) -> None:
+        if not self.regularization >= 0:
+            raise ValueError(f"sense: regularization must be at least 0, got {self.regularization}")
+
     def bind(self, problem: PlaneProblem) -> "SenseReconstruction":
         """Reconstruction of one plane."""
         windows = problem.windows(symmetric=False)

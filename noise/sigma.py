@@ -1,7 +1,7 @@
 """From second-order sums to a σ map with its error: plain mean and control variate."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import scipy.stats
@@ -11,6 +11,9 @@ from torch import Tensor
 from voxelsigma.noise.moments import Moments, projected
 
 MapKind: TypeAlias = Literal["magnitude", "complex"]
+
+FEWEST_FOR_COMPLEX: Final = 8
+"""Probes below which the complex map is a plain mean, with or without a control variate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +138,11 @@ def _magnitude(sums: Moments, direction: Tensor, covariate_variance: Tensor | No
     gain = _divide(a_b, b_b)
     # degrees of freedom of the regression: one real coefficient of `count` real observations
     explained = _pooled_explained(a_b.square(), a_a * b_b, 1 / count)
-    shrunk = (gain * _shrinkage(explained, count)).square()
+    # the gain of S real pairs has the variance (1 - r²)/(S - 2): none that is finite at 2 probes
+    factor = _shrinkage(explained, count - 2)
+    shrunk = (gain * factor).square()
     variance = a_a / count + shrunk * (covariate_variance / 2 - b_b / count)
-    return variance, count / (1 - explained.square()).clamp_min(1e-6) - 1, explained
+    return variance, count / (1 - (explained * factor).square()).clamp_min(1e-6) - 1, explained
 
 
 def _complex(
@@ -152,14 +157,16 @@ def _complex(
         # |κ|² of circular noise averages 1/S: take that off
         circularity = ((count * kappa - 1) / max(count - 1, 1)).clamp(0, 1)
     freedom = 2 * count / (1 + circularity)
-    if covariate_variance is None:
+    # two complex coefficients of so few probes would cost more than they explain
+    too_few = not complex_linear and count < FEWEST_FOR_COMPLEX
+    if covariate_variance is None or too_few:
         return sums.u_abs / count, freedom, torch.zeros_like(sums.u_abs)
     gain, fitted = _regress_complex(sums, complex_linear=complex_linear)
     parameters = 1 if complex_linear else 2
     explained = _pooled_explained(fitted, sums.u_abs, parameters / count)
-    shrunk = _shrinkage(explained, count / parameters).square()
-    variance = sums.u_abs / count + shrunk * (gain * covariate_variance - fitted / count)
-    return variance, freedom / (1 - explained.square()).clamp_min(1e-6) - 1, explained
+    factor = _shrinkage(explained, (count - parameters - 1) / parameters)
+    variance = sums.u_abs / count + factor.square() * (gain * covariate_variance - fitted / count)
+    return variance, freedom / (1 - (explained * factor).square()).clamp_min(1e-6) - 1, explained
 
 
 def _regress_complex(sums: Moments, *, complex_linear: bool) -> tuple[Tensor, Tensor]:
@@ -193,6 +200,8 @@ def _pooled_explained(explained: Tensor, total: Tensor, chance: float) -> Tensor
 
 def _shrinkage(explained: Tensor, observations: float) -> Tensor:
     """Factor on the gain: near 1 where r² stands out of its own noise, near 0 where it does not."""
+    if observations <= 0:
+        return torch.zeros_like(explained)
     return _divide(explained, explained + (1 - explained) / observations)
 
 

@@ -52,11 +52,11 @@ class Stopping:
         r"""The same rule for a run that must be repeatable: on counts alone.
 
         The target becomes the number of probes at which a plain map reaches it for certain,
-        :math:`1/(2 e^2)`; no clock is read.
+        :math:`1 + 1/(2 e^2)`; no clock is read.
         """
         if self.target_error is None:
             return Stopping(probes=self.probes)
-        count = math.ceil(1 / (2 * self.target_error**2))
+        count = 1 + math.ceil(1 / (2 * self.target_error**2))
         return Stopping(probes=max(2, min(self.probes, count)))
 
 

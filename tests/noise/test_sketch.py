@@ -321,7 +321,7 @@ def test_whatever_comes_first_stops(identity: Linearization, white: ProbeSource)
 
 
 def test_seeded_stopping_counts_only() -> None:
-    assert Stopping(probes=100, target_error=0.1, time_budget=5).seeded() == Stopping(probes=50)
+    assert Stopping(probes=100, target_error=0.1, time_budget=5).seeded() == Stopping(probes=51)
     assert Stopping(probes=40, target_error=0.1, time_budget=5).seeded() == Stopping(probes=40)
     assert Stopping(probes=40, time_budget=5).seeded() == Stopping(probes=40)
     assert Stopping(probes=40, target_error=10.0).seeded() == Stopping(probes=2)
@@ -329,7 +329,7 @@ def test_seeded_stopping_counts_only() -> None:
 
 def test_seeded_stopping_never_reads_the_clock(identity: Linearization, white: ProbeSource) -> None:
     stopping = Stopping(probes=40, target_error=0.2, time_budget=0.0).seeded()
-    assert sketch(identity, white, stopping, chunk=8).sums.count == 13
+    assert sketch(identity, white, stopping, chunk=8).sums.count == 14
 
 
 def test_progress_is_told_after_every_step(identity: Linearization, white: ProbeSource) -> None:
