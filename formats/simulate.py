@@ -166,10 +166,16 @@ def simulate(settings: Simulation) -> SimulatedScan:
 def _mask(settings: Simulation, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
     """Imaging lines `(k2, k1)`."""
     depth, rows, _ = settings.matrix
-    if settings.mask in ("random_2d", "poisson_disc"):
-        return make_mask(settings.mask, (depth, rows), settings.acceleration, centre=settings.reference_lines, rng=rng)
-    lines = make_mask(settings.mask, (rows, 1), settings.acceleration, centre=settings.reference_lines, rng=rng)
-    return np.broadcast_to(lines[:, 0], (depth, rows)).copy()
+    flat = settings.mask not in ("random_2d", "poisson_disc")
+    shape = (rows, 1) if flat else (depth, rows)
+    try:
+        mask = make_mask(settings.mask, shape, settings.acceleration, centre=settings.reference_lines, rng=rng)
+    except ValueError as error:
+        raise ValueError(
+            f"simulate: no mask with acceleration {settings.acceleration:g} and reference_lines "
+            f"{settings.reference_lines}: {error}"
+        ) from None
+    return np.broadcast_to(mask[:, 0], (depth, rows)).copy() if flat else mask
 
 
 def _slice(settings: Simulation, number: int) -> tuple[ComplexArray, ComplexArray]:

@@ -161,7 +161,7 @@ def quantized(array: npt.NDArray[np.float32], factor: float, what: str) -> npt.N
 def window(array: npt.NDArray[np.float32], factor: float = 1.0) -> dict[str, MetaValue]:
     """Display window from 0 to the 99th percentile, in the units that are stored."""
     top = float(np.percentile(np.abs(array), 99)) * factor or 1.0
-    centre, width = f"{top / 2:.6g}", f"{top:.6g}"
+    centre, width = f"{top / 2:.4g}", f"{top:.4g}"
     return {
         "WindowCenter": centre,
         "WindowWidth": width,

@@ -288,7 +288,7 @@ class Sketch:
             "voxelsigma_estimator": result.estimator,
             "voxelsigma_probes": result.probes,
             "voxelsigma_seed": "" if exact else str(self.seed),
-            "voxelsigma_sketch_error": f"{result.error:.6g}",
+            "voxelsigma_sketch_error": f"{result.error:.4g}",
             "voxelsigma_explained": "" if exact else f"{result.explained:.4g}",
             "voxelsigma_covariance_bias": f"{bias:.6g}" if whitening.samples else "unknown, none applied",
             "voxelsigma_covariance_error": f"{covariance_error(whitening.effective_samples):.4g}"
