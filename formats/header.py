@@ -157,6 +157,8 @@ def _encoding(number: int, entry: Any) -> Encoding:
     for name, space in spaces.items():
         if space is None or space.matrixSize is None or space.fieldOfView_mm is None:
             raise ValueError(f"{where}: {name} lacks matrixSize or fieldOfView_mm")
+    if entry.trajectory is None:
+        raise ValueError(f"{where}: lacks trajectory; expected cartesian")
     parallel = entry.parallelImaging
     factor = None if parallel is None else parallel.accelerationFactor
     mode = None if parallel is None else parallel.calibrationMode

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -68,7 +69,7 @@ def test_series_come_in_the_order_of_their_index(tmp_path: Path) -> None:
 def test_ismrmrd_reads_the_file(tmp_path: Path) -> None:
     images = [image_of(2000, number) for number in (1, 2)]
     write(tmp_path / "out.h5", images, "results")
-    with ismrmrd.Dataset(str(tmp_path / "out.h5"), "results", create_if_needed=False) as dataset:
+    with closing(ismrmrd.Dataset(str(tmp_path / "out.h5"), "results", create_if_needed=False)) as dataset:
         assert list(dataset.list()) == ["image_2000"]
         assert dataset.number_of_images("image_2000") == 2
         found = dataset.read_image("image_2000", 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_trajectories_are_kept(scan: SimulatedScan, raw: Raw) -> None:
 
 
 def test_a_file_written_here_is_read_by_ismrmrd(scan: SimulatedScan, raw: Raw) -> None:
-    with ismrmrd.Dataset(str(raw()), "dataset", create_if_needed=False) as dataset:
+    with closing(ismrmrd.Dataset(str(raw()), "dataset", create_if_needed=False)) as dataset:
         assert dataset.read_xml_header() == scan.header_xml
         assert dataset.number_of_acquisitions() == 54
         acquisition = dataset.read_acquisition(40)
@@ -90,7 +91,7 @@ def test_a_file_written_by_ismrmrd_is_read_here(scan: SimulatedScan, tmp_path: P
     samples = np.arange(24, dtype=np.complex64).reshape(3, 8)
     acquisition = ismrmrd.Acquisition.from_array(samples)
     acquisition.scan_counter = 7
-    with ismrmrd.Dataset(str(tmp_path / "theirs.h5"), "dataset") as dataset:
+    with closing(ismrmrd.Dataset(str(tmp_path / "theirs.h5"), "dataset")) as dataset:
         dataset.write_xml_header(scan.header_xml)
         dataset.append_acquisition(acquisition)
     (block,) = opened(tmp_path / "theirs.h5")

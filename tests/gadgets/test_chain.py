@@ -52,7 +52,8 @@ def test_image_comes_first_and_every_map_has_its_header(scan: SimulatedScan, run
     for item in found[1:]:
         for field in ("position", "read_dir", "phase_dir", "slice_dir", "field_of_view"):
             assert list(getattr(item, field)) == list(getattr(image, field))
-        for field in ("matrix_size", "slice", "repetition", "image_index", "acquisition_time_stamp"):
+        assert list(item.getHead().matrix_size) == list(image.getHead().matrix_size)
+        for field in ("slice", "repetition", "image_index", "acquisition_time_stamp"):
             assert getattr(item, field) == getattr(image, field)
         assert item.meta["DataRole"][0] == "Quantitative"
         assert item.data.dtype == np.float32
@@ -215,7 +216,7 @@ def test_three_dimensional_scans(run: Any) -> None:
     )
     image, sigma = series(found, 1)[0], series(found, 2000)[0]
     assert image.shape == sigma.shape == (24, 32, 16)
-    assert list(found[0].matrix_size) == [16, 32, 24]
+    assert list(found[0].getHead().matrix_size) == [16, 32, 24]
     assert np.corrcoef(image.ravel(), whole.data.ravel())[0, 1] > 0.96
     inside = whole.data[0] > 0.1 * whole.data.max()
     # R = 2 alone makes √2; few coils and random holes do the rest
