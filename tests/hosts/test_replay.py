@@ -7,17 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import ismrmrd
 import numpy as np
 import pytest
+from ismrmrd.hdf5 import waveform_dtype
 from numpy.typing import NDArray
 
 from voxelsigma.formats.image_file import Series, read_series
+from voxelsigma.formats.raw_file import open_raw
 from voxelsigma.formats.raw_writer import write_raw
 from voxelsigma.formats.readouts import Headers
 from voxelsigma.formats.simulate import SimulatedScan, Simulation, simulate
 from voxelsigma.gadgets import wire
-from voxelsigma.hosts.replay import replay
+from voxelsigma.hosts.replay import _items, replay
 
 Outcome = subprocess.CompletedProcess[str]
 Gadgets = list[tuple[str, dict[str, str]]]
@@ -248,35 +251,6 @@ def test_one_external_a_gadget_gives_the_sigma_of_the_chain(
     assert_same_images(tmp_path / "out.h5", sketched)
 
 
-def test_a_foreign_external_behind_the_chain_gets_the_images(
-    cli: Callable[..., Outcome], pipeline: Callable[..., Path], scan_file: Path, sketched: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "twice.py").write_text(
-        "def gadget(connection):\n"
-        "    for image in connection:\n"
-        "        if image.image_series_index == 1:\n"
-        "            image.data[:] *= 2\n"
-        "        connection.send(image)\n"
-    )
-    path = pipeline(("voxelsigma.gadgets.chain", "gadget", SKETCHED), ("twice", "gadget", []))
-    found = cli("replay", scan_file, "-p", path, "-o", "out.h5", PYTHONPATH=str(tmp_path / "modules"))
-    assert found.returncode == 0, found.stderr
-    ours, before = images_of(tmp_path / "out.h5"), images_of(sketched)
-    np.testing.assert_allclose(ours[1], 2 * before[1], rtol=1e-4)
-    np.testing.assert_allclose(ours[2000], before[2000], rtol=1e-4)
-
-
-def test_the_console_script_is_the_module(scan_file: Path, tmp_path: Path, pipeline: Callable[..., Path]) -> None:
-    script = shutil.which("voxelsigma")
-    assert script
-    path = pipeline(("voxelsigma.gadgets.chain", "gadget", [*SKETCHED[:3], ("reconstruct", {})]))
-    arguments = [script, "replay", str(scan_file), "--pipeline", str(path), "--output", "out.h5"]
-    found = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert found.returncode == 0, found.stderr
-    assert list(images_of(tmp_path / "out.h5")) == [1]
-
-
 def test_what_is_no_image_is_counted(scan_file: Path, tmp_path: Path, pipeline: Callable[..., Path]) -> None:
     gadgets: Gadgets = [*SKETCHED[:2], ("coil_maps", {"kernel": "4", "forward": "kspace"}), ("reconstruct", {})]
     gadgets[3][1]["forward"] = "kspace sensitivities"
@@ -297,12 +271,6 @@ def test_a_full_disk_stops_a_replay_of_many_images(
 
 
 def test_waveforms_pass_between_the_readouts_they_were_taken_at(scan_file: Path, tmp_path: Path) -> None:
-    import h5py
-    from ismrmrd.hdf5 import waveform_dtype
-
-    from voxelsigma.formats.raw_file import open_raw
-    from voxelsigma.hosts.replay import _items
-
     path = tmp_path / "scan.h5"
     shutil.copy(scan_file, path)
     records = np.zeros(3, dtype=waveform_dtype)
