@@ -100,6 +100,9 @@ def test_a_steady_file_is_a_file(tmp_path: Path) -> None:
     file.write(b"!")
     file.flush()
     file.seek(0)
+    file.write(b"a")
+    assert file.seek(0, os.SEEK_END) == 11
+    file.seek(0)
     assert file.read(11) == b"abcdXYZ\0\0\0!"
     assert file.truncate(9) == 9
     file.close()

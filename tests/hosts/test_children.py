@@ -114,12 +114,12 @@ class Holder:
 
 
 @pytest.fixture
-def modules(tmp_path: Path) -> Path:
-    """A folder with the module `odd`."""
+def modules(tmp_path: Path) -> str:
+    """A PYTHONPATH with the module `odd`."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "odd.py").write_text(MODULE)
-    return folder
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def externals(*targets: str) -> str:
@@ -155,10 +155,10 @@ def alive(number: int) -> bool:
     ],
 )
 def test_a_child_that_fails_is_one_error(
-    cli: Callable[..., Outcome], modules: Path, scan_file: Path, tmp_path: Path, target: str, text: str
+    cli: Callable[..., Outcome], modules: str, scan_file: Path, tmp_path: Path, target: str, text: str
 ) -> None:
     (tmp_path / "pipeline.xml").write_text(externals(target))
-    found = cli("replay", scan_file, "-p", "pipeline.xml", "-o", "out.h5", PYTHONPATH=str(modules))
+    found = cli("replay", scan_file, "-p", "pipeline.xml", "-o", "out.h5", PYTHONPATH=modules)
     assert (found.returncode, found.stdout) == (1, "")
     # what comes before is the child's own log
     *log, last = found.stderr.splitlines()
@@ -181,7 +181,7 @@ def test_a_child_that_fails_is_one_error(
 )
 def test_when_one_fails_the_others_end_with_it(
     cli: Callable[..., Outcome],
-    modules: Path,
+    modules: str,
     scan: SimulatedScan,
     raw: Callable[..., Path],
     tmp_path: Path,
@@ -194,7 +194,7 @@ def test_when_one_fails_the_others_end_with_it(
     samples[3, 0, 0] = np.nan
     path = raw({"blocks": [scan.blocks[0], imaging.with_samples(samples)]})
     (tmp_path / "pipeline.xml").write_text(externals(*targets))
-    found = cli("replay", path, "-p", "pipeline.xml", "-o", "out.h5", PYTHONPATH=str(modules))
+    found = cli("replay", path, "-p", "pipeline.xml", "-o", "out.h5", PYTHONPATH=modules)
     assert found.returncode == 1
     assert re.match(f"error: {text}", found.stderr.splitlines()[-1])
     assert found.stderr.count("error:") == 1
@@ -203,7 +203,7 @@ def test_when_one_fails_the_others_end_with_it(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_replay_that_is_stopped_leaves_nothing_behind(
-    modules: Path, raw: Callable[..., Path], tmp_path: Path, number: signal.Signals, code: int
+    modules: str, raw: Callable[..., Path], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     (tmp_path / "pipeline.xml").write_text(externals("is_slow", "passes"))
     path = raw()
@@ -211,7 +211,7 @@ def test_a_replay_that_is_stopped_leaves_nothing_behind(
     running = subprocess.Popen(
         [sys.executable, "-m", "voxelsigma", "replay", str(path), "-p", "pipeline.xml", "-o", "out.h5"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(modules)},
+        env={**os.environ, "PYTHONPATH": modules},
         stderr=subprocess.DEVNULL,
     )
     while len(children(tmp_path)) < 2:
@@ -243,10 +243,10 @@ def node(scan: SimulatedScan, target: str, family: Family | None = None) -> Chil
     ],
 )
 def test_whatever_a_child_does_it_is_noticed(
-    scan: SimulatedScan, modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, text: str
+    scan: SimulatedScan, modules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(modules))
+    monkeypatch.setenv("PYTHONPATH", modules)
     with pytest.raises(RuntimeError, match=f"^{text}"):
         list(node(scan, target)(iter(scan.blocks)))
     assert not any(map(alive, children(tmp_path)))
@@ -254,11 +254,11 @@ def test_whatever_a_child_does_it_is_noticed(
 
 @pytest.mark.parametrize("target", ["passes", "Holder"])
 def test_a_child_gets_the_readouts_and_its_items_come_back(
-    scan: SimulatedScan, modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+    scan: SimulatedScan, modules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     """A target is a function, or a class with the method `handle`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(modules))
+    monkeypatch.setenv("PYTHONPATH", modules)
     found = list(node(scan, target)(iter(scan.blocks)))
     assert all(isinstance(block, ReadoutBlock) for block in found)
     np.testing.assert_array_equal(
@@ -270,10 +270,10 @@ def test_a_child_gets_the_readouts_and_its_items_come_back(
 
 
 def test_a_child_behind_a_reconstruction_gets_the_images(
-    scan: SimulatedScan, modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scan: SimulatedScan, modules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(modules))
+    monkeypatch.setenv("PYTHONPATH", modules)
     images = []
     for series in (1, 2000):
         array = np.full((2, 4, 5), series, dtype=np.float32)
@@ -288,23 +288,23 @@ def test_a_child_behind_a_reconstruction_gets_the_images(
 
 
 def test_a_failure_upstream_is_raised_as_it_is(
-    scan: SimulatedScan, modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scan: SimulatedScan, modules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing() -> Iterator[ReadoutBlock]:
         yield scan.blocks[0]
         raise LookupError("the scanner is gone")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(modules))
+    monkeypatch.setenv("PYTHONPATH", modules)
     with pytest.raises(LookupError, match="the scanner is gone"):
         list(node(scan, "passes")(failing()))
 
 
 def test_a_child_that_lingers_after_its_goodbye_is_not_waited_for_long(
-    scan: SimulatedScan, modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scan: SimulatedScan, modules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(modules))
+    monkeypatch.setenv("PYTHONPATH", modules)
     monkeypatch.setattr(child, "LEAVE_SECONDS", 0.2)
     with pytest.raises(RuntimeError, match=r"external odd\.lingers: still runs 0\.2 s after the end of its output"):
         list(node(scan, "lingers")(iter(scan.blocks)))

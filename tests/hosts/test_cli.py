@@ -1,5 +1,6 @@
 """The command line's other commands, and how it fails."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -227,7 +228,8 @@ def test_what_nobody_thought_of_is_one_line_too(cli: Callable[..., Outcome], tmp
         "    raise AttributeError('two\\nlines')\n"
         "voxelsigma.hosts.info.describe = describe\n"
     )
-    found = cli("info", "none.h5", PYTHONPATH=str(tmp_path))
+    searched = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    found = cli("info", "none.h5", PYTHONPATH=searched)
     assert found.returncode == 70
     expected = "error: internal: AttributeError: two lines (please report it; VOXELSIGMA_DEBUG=1 shows where)\n"
     assert found.stderr == expected
