@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -338,26 +337,14 @@ def test_an_incomplete_volume_on_request_is_labelled(
         assert meta["voxelsigma_incomplete"].startswith("11 of 16 lines")
 
 
-@pytest.mark.parametrize(
-    ("simulation", "reason"),
-    [
-        ({"coils": 2}, "2 coils (fit for {coils[0]} to {coils[1]})"),
-        ({"acceleration": 1}, "acceleration 1.0 (fit for {acceleration[0]} to {acceleration[1]})"),
-    ],
-    ids=["coils", "acceleration"],
-)
 def test_a_model_that_is_unfit_is_warned_of(
-    raw: Callable[..., Path],
-    pipeline: Callable[..., Path],
-    cli: Callable[..., Outcome],
-    tmp_path: Path,
-    simulation: dict[str, Any],
-    reason: str,
+    raw: Callable[..., Path], pipeline: Callable[..., Path], cli: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     card = yaml.safe_load((Path(voxelsigma.models.__path__[0]) / "unrolled_small.yaml").read_text())
-    reason = reason.format(**card["fit_for"])
+    (slowest, fastest), (fewest, most) = card["fit_for"]["acceleration"], card["fit_for"]["coils"]
+    reason = f"acceleration 1.0 (fit for {slowest} to {fastest}), 2 coils (fit for {fewest} to {most})"
     chain = pipeline(("voxelsigma.gadgets.chain", "gadget", with_model("unrolled_small")))
-    found = cli("replay", raw(**simulation), "-p", chain, "-o", "out.h5")
+    found = cli("replay", raw(acceleration=1, coils=2), "-p", chain, "-o", "out.h5")
     assert warnings_of(found) == [f"warning: reconstruct: model 'unrolled_small' was not made for this data: {reason}"]
     (entry,) = series_of(tmp_path)
     assert entry.attributes[0]["voxelsigma_unfit"] == reason
