@@ -69,6 +69,17 @@ def block_of(acquisitions: list[Acquisition]) -> ReadoutBlock:
     )
 
 
+def joined(blocks: list[ReadoutBlock]) -> ReadoutBlock:
+    """One block of several of one shape."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return ReadoutBlock(
+        headers=np.concatenate([block.headers for block in blocks]),
+        samples=np.concatenate([block.samples for block in blocks]),
+        trajectory=np.concatenate([block.trajectory for block in blocks]),
+    )
+
+
 def acquisitions_of(block: ReadoutBlock) -> Iterator[Acquisition]:
     """The single acquisitions of a block, as they go onto the wire."""
     for header, samples, trajectory in zip(block.headers, block.samples, block.trajectory, strict=True):

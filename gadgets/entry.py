@@ -9,13 +9,15 @@ from typing import Any, NoReturn
 _CLOSE = 4
 _ERROR = 8
 
+logger = logging.getLogger("voxelsigma")
 
-def run(connection: Any, name: str) -> None:
-    """Serve a connection with a gadget; on any failure the client gets an error and the process ends.
 
-    The package's connection always says goodbye as if all were well. So a failure sends ERROR and CLOSE
-    here, drains the input until its CLOSE (else both sides would wait for each other), and leaves
-    the process at once with exit code 1.
+def run(connection: Any, name: str) -> NoReturn:
+    """Serve a connection with a gadget, then leave the process; on any failure the client gets an error.
+
+    The package's connection always says goodbye as if all were well, and the server holds its client until this
+    process has ended. So CLOSE is sent here, and the process ends at once: with exit code 0, or, behind an ERROR
+    and with the input drained until its CLOSE (else both sides would wait for each other), with 1.
 
     Parameters
     ----------
@@ -24,32 +26,52 @@ def run(connection: Any, name: str) -> None:
     name
         The gadget.
     """
+    socket = connection.socket.socket
     source = None
     try:
-        from voxelsigma.gadgets.external import Incoming, serve
+        from voxelsigma.gadgets.external import Incoming
+        from voxelsigma.gadgets.node import run_node
+        from voxelsigma.gadgets.outgoing import Outgoing
 
-        source = Incoming(connection.socket.socket)
-        serve(connection, source, name)
+        source = Incoming(socket.recv)
+        raw = connection.raw_bytes
+        run_node(name, raw.config, raw.header, source, Outgoing(socket.sendall))
+        socket.sendall(struct.pack("<H", _CLOSE))
     except BaseException as error:
-        logging.getLogger("voxelsigma").exception("%s failed", name)
-        _fail(connection.socket.socket, source, f"voxelsigma {name}: {error or type(error).__name__}")
+        _fail(socket, source, name, error)
+    _leave(0)
 
 
-def _fail(socket: Any, source: Any, text: str) -> NoReturn:
+def _fail(socket: Any, source: Any, name: str, error: BaseException) -> NoReturn:
     """Report, drain and leave."""
-    content = text.encode()
+    if isinstance(error, ConnectionError):
+        # nobody reads our output any more, and who failed has said why: only the input must not block
+        logger.error("%s: %s; what comes is discarded", name, error)
+    else:
+        logger.error("%s failed", name, exc_info=error)
+    content = f"voxelsigma {name}: {error or type(error).__name__}".encode(errors="replace")
     try:
-        socket.sendall(struct.pack("<HQ", _ERROR, len(content)) + content + struct.pack("<H", _CLOSE))
+        if not isinstance(error, ConnectionError):
+            socket.sendall(struct.pack("<HQ", _ERROR, len(content)) + content + struct.pack("<H", _CLOSE))
+    except OSError:
+        logger.exception("%s: the error could not be sent", name)
+    try:
         if source is not None:
             source.drain()
         else:
             _drain_unparsed(socket)
     except OSError:
-        # the neighbour is gone: there is nobody left to tell
+        # the neighbour is gone: there is nothing left to drain
         pass
     finally:
-        sys.stderr.flush()
-        os._exit(1)
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _drain_unparsed(socket: Any, patience_seconds: float = 2.0) -> None:

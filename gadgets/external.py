@@ -1,119 +1,187 @@
-"""A gadget behind Gadgetron's socket: messages in, messages out."""
+"""A gadget behind a connection: messages in, messages out."""
 
-import queue
-import threading
+import logging
 import time
-from collections.abc import Iterator
-from typing import Any
-from xml.etree.ElementTree import Element
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
-from ismrmrd import Acquisition, constants
+import numpy as np
 
-from voxelsigma.formats.header import parse_header
-from voxelsigma.formats.readouts import block_of
-from voxelsigma.gadgets.chaining import build
-from voxelsigma.gadgets.context import Context
+from voxelsigma.formats.readouts import ReadoutBlock, joined
+from voxelsigma.gadgets.inbox import MEMORY, Inbox
 from voxelsigma.gadgets.items import Item
-from voxelsigma.gadgets.wire import Close, Failure, Reader, message, read_message
-from voxelsigma.gadgets.wire_items import FromWire, to_wire
+from voxelsigma.gadgets.wire import Close, Failure, Reader, read_message
+from voxelsigma.gadgets.wire_items import FromWire
+from voxelsigma.gadgets.wire_readouts import CUTTING
 
-BLOCK_SECONDS = 0.05
-BLOCK_READOUTS = 256
+logger = logging.getLogger("voxelsigma.wire")
 
-_CUTTING = (
-    constants.ACQ_LAST_IN_SLICE,
-    constants.ACQ_LAST_IN_REPETITION,
-    constants.ACQ_LAST_IN_MEASUREMENT,
-    constants.ACQ_LAST_IN_AVERAGE,
-)
+BLOCK_SECONDS: Final = 0.05
+BLOCK_READOUTS: Final = 256
+SILENCE_SECONDS: Final = 2.0
+
+_CLOSE_TAIL: Final = b"\4\0"
 
 
 class Incoming:
-    """Messages of a socket, read by a thread of their own that never stops before CLOSE.
+    """Messages of a connection, which is read by a thread of its own until it ends.
 
-    A gadget that stops reading while it sends would hang the whole scan: the server reads its output only as long as
-    it can write its input.
+    Parameters
+    ----------
+    receive
+        Returns up to n bytes, none at the end.
+    idle_seconds
+        How long may pass between messages; None for ever.
+    stall_seconds
+        How long a message may stand still; None for ever.
+    memory
+        Bytes kept in memory; what is beyond goes to a temporary file.
     """
 
-    def __init__(self, socket: Any) -> None:
-        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._reader = Reader(socket.recv)
-        self._thread = threading.Thread(target=self._run, name="incoming", daemon=True)
-        self._thread.start()
+    def __init__(
+        self,
+        receive: Callable[[int], bytes],
+        *,
+        idle_seconds: float | None = None,
+        stall_seconds: float | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self._inbox = Inbox(receive, memory=memory, patience=stall_seconds)
+        self._reader = Reader(self._inbox.get)
+        self._idle_seconds = idle_seconds
+        self._received = 0
+        self._broken = False
+        self.closed = False
 
-    def _run(self) -> None:
-        while True:
-            try:
-                found = read_message(self._reader)
-            except Exception as error:  # the consumer raises it
-                self._messages.put(error)
-                return
-            self._messages.put(found)
-            if isinstance(found, Close):
-                return
-
-    def messages(self) -> Iterator[Any]:
-        """Messages until CLOSE; None where none came for a while.
+    def next(self, seconds: float | None = None) -> Any:
+        """The next message whatever it is; None if none begins within some seconds.
 
         Raises
         ------
-        EOFError, ValueError
+        EOFError, ValueError, OSError
             If the stream ends or breaks before CLOSE.
         """
-        while True:
-            try:
-                found = self._messages.get(timeout=BLOCK_SECONDS)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(found, Close):
-                return
-            if isinstance(found, Exception):
-                raise found
+        if not self._reader.buffered and not self._inbox.wait(seconds):
+            return None
+        try:
+            found = read_message(self._reader)
+        except EOFError as error:
+            self._broken = True
+            raise EOFError(f"{error}, {self._received} messages after its beginning and without CLOSE") from None
+        except BaseException:
+            self._broken = True
+            raise
+        self._received += 1
+        self.closed = isinstance(found, Close)
+        return found
+
+    def messages(self, first: Any = None) -> Iterator[Any]:
+        """Messages until CLOSE; None where none came for a while.
+
+        Parameters
+        ----------
+        first
+            A message that was taken already.
+
+        Raises
+        ------
+        EOFError, ValueError, OSError
+            If the stream ends or breaks before CLOSE, or an ERROR comes.
+        TimeoutError
+            If nothing comes for too long.
+        """
+        since = time.monotonic()
+        found = first if first is not None else self.next(BLOCK_SECONDS)
+        while not isinstance(found, Close):
             if isinstance(found, Failure):
                 raise ValueError(found.text)
-            yield found
+            if found is not None:
+                since = time.monotonic()
+            elif self._idle_seconds is not None and time.monotonic() - since > self._idle_seconds:
+                raise TimeoutError(f"nothing came for {self._idle_seconds:g} s, and no CLOSE")
+            if isinstance(found, str):
+                logger.info("text on the stream: %s", found[:1000])
+            else:
+                yield found
+            found = self.next(BLOCK_SECONDS)
 
     def drain(self) -> None:
-        """Wait until everything up to CLOSE, or to the end of the stream, has been read."""
-        self._thread.join()
+        """Read on until CLOSE or the end.
+
+        Where the stream cannot be parsed, until it falls silent behind what looks like CLOSE.
+        """
+        try:
+            while not (self.closed or self._broken):
+                self.next()
+        except (EOFError, OSError):
+            return
+        except ValueError:
+            pass
+        if not self.closed:
+            self._until_silent()
+
+    def close(self) -> None:
+        """Give back what is held; call it when the connection is shut."""
+        self._inbox.close()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the other side to shut the connection; whether it did."""
+        self._inbox.discard()
+        return self._inbox.join(seconds)
+
+    def _until_silent(self) -> None:
+        tail = bytes(self._reader.buffered[-2:])
+        while True:
+            if not self._inbox.wait(SILENCE_SECONDS):
+                if tail == _CLOSE_TAIL:
+                    return
+                continue
+            try:
+                part = self._inbox.get(2**20)
+            except OSError:
+                return
+            if not part:
+                return
+            tail = (tail + part)[-2:]
 
 
 def items_of(messages: Iterator[Any]) -> Iterator[Item]:
     """Items of a stream of messages; readouts in blocks, cut at flags, at a change of shape, and after 50 ms."""
     convert = FromWire()
-    waiting: list[Acquisition] = []
+    waiting: list[ReadoutBlock] = []
     since = 0.0
     for found in messages:
-        if isinstance(found, Acquisition):
-            if waiting and _shape(found) != _shape(waiting[0]):
-                yield block_of(waiting)
-                waiting = []
-            since = since if waiting else time.monotonic()
-            waiting.append(found)
-            full = len(waiting) >= BLOCK_READOUTS or time.monotonic() - since >= BLOCK_SECONDS
-            if full or any(found.is_flag_set(flag) for flag in _CUTTING):
-                yield block_of(waiting)
-                waiting = []
+        if isinstance(found, ReadoutBlock):
+            for block, cut in _cut(found):
+                if waiting and _shape(block) != _shape(waiting[0]):
+                    yield joined(waiting)
+                    waiting = []
+                since = since if waiting else time.monotonic()
+                waiting.append(block)
+                full = sum(map(len, waiting)) >= BLOCK_READOUTS or time.monotonic() - since >= BLOCK_SECONDS
+                if cut or full:
+                    yield joined(waiting)
+                    waiting = []
             continue
         if waiting:
-            yield block_of(waiting)
+            yield joined(waiting)
             waiting = []
         if found is not None:
             yield from convert(found)
     if waiting:
-        yield block_of(waiting)
+        yield joined(waiting)
 
 
-def serve(connection: Any, source: Incoming, name: str) -> None:
-    """Run a gadget on a connection of the gadgetron package."""
-    context = Context(header=parse_header(connection.raw_bytes.header))
-    configuration = connection.config if connection.config is not None else Element("configuration")
-    gadget = build(name, configuration, context)
-    for item in gadget(items_of(source.messages())):
-        for part in to_wire(item):
-            connection.socket.write(message(part))
+def _cut(block: ReadoutBlock) -> Iterator[tuple[ReadoutBlock, bool]]:
+    """Parts of a block that end behind flagged readouts, and whether they do."""
+    flagged = np.flatnonzero((block.headers["flags"] & CUTTING) != 0)
+    start = 0
+    for index in flagged.tolist():
+        yield block.select(slice(start, index + 1)), True
+        start = index + 1
+    if start < len(block):
+        yield block.select(slice(start, len(block))), False
 
 
-def _shape(acquisition: Acquisition) -> tuple[int, int, int]:
-    return acquisition.active_channels, acquisition.number_of_samples, acquisition.trajectory_dimensions
+def _shape(block: ReadoutBlock) -> tuple[int, ...]:
+    return (*block.samples.shape[1:], block.trajectory.shape[2])

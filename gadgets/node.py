@@ -1,0 +1,57 @@
+"""One node of a chain at its connection: configuration and header in, a gadget built, items through it."""
+
+import logging
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import defusedxml.ElementTree
+from defusedxml.common import DefusedXmlException
+
+from voxelsigma.formats.header import parse_header
+from voxelsigma.gadgets.chaining import build
+from voxelsigma.gadgets.context import Context, Gadget
+from voxelsigma.gadgets.external import Incoming, items_of
+from voxelsigma.gadgets.outgoing import Outgoing
+
+logger = logging.getLogger("voxelsigma.node")
+
+
+def parse_configuration(xml: bytes) -> Element:
+    """The `<configuration>` of a node, entities off.
+
+    Raises
+    ------
+    ValueError
+        If it is not well-formed, or brings a document type or entities.
+    """
+    if not xml.strip(b"\0 \r\n\t"):
+        return Element("configuration")
+    try:
+        root: Element = defusedxml.ElementTree.fromstring(xml.rstrip(b"\0"), forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise ValueError(f"configuration: document types and entities are refused ({error})") from None
+    except SyntaxError as error:
+        raise ValueError(f"configuration: not well-formed XML ({error})") from None
+    return root
+
+
+def converse(gadget: Gadget, source: Incoming, send: Outgoing, first: Any = None) -> None:
+    """Items of a connection through a gadget, and what it makes of them back.
+
+    Parameters
+    ----------
+    gadget
+        What to run.
+    source, send
+        The two directions of the connection.
+    first
+        A message that was taken from the source already.
+    """
+    for item in gadget(items_of(source.messages(first))):
+        send(item)
+
+
+def run_node(name: str, configuration: bytes, header: bytes, source: Incoming, send: Outgoing) -> None:
+    """Build a gadget by its name and run it on a connection."""
+    context = Context(header=parse_header(header))
+    converse(build(name, parse_configuration(configuration), context), source, send)
