@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from voxelsigma.formats.header import ScanHeader
 from voxelsigma.gadgets.items import Stream
+from voxelsigma.gadgets.turns import Turns
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -22,10 +24,16 @@ class Context:
         The ISMRMRD header.
     progress
         Told (stage, done, total) now and then; total is 0 where it is not known.
+    turns
+        Turns on the device, shared by the scans of a process.
+    noise
+        A noise scan or covariance to use instead of the stream's own.
     """
 
     header: ScanHeader
     progress: Callable[[str, int, int], None] = field(default=_silent)
+    turns: Turns = field(default_factory=Turns)
+    noise: Path | None = None
 
 
 class Gadget(Protocol):

@@ -1,5 +1,6 @@
 """A gadget behind a connection: messages in, messages out."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,17 @@ import numpy as np
 from voxelsigma.formats.readouts import ReadoutBlock, joined
 from voxelsigma.gadgets.inbox import MEMORY, Inbox
 from voxelsigma.gadgets.items import Item
-from voxelsigma.gadgets.wire import Close, Failure, Reader, read_message
+from voxelsigma.gadgets.wire import (
+    Close,
+    Configuration,
+    Failure,
+    FileName,
+    Query,
+    Reader,
+    Response,
+    ScanHeaderText,
+    read_message,
+)
 from voxelsigma.gadgets.wire_items import FromWire
 from voxelsigma.gadgets.wire_readouts import CUTTING
 
@@ -49,8 +60,9 @@ class Incoming:
         self._inbox = Inbox(receive, memory=memory, patience=stall_seconds)
         self._reader = Reader(self._inbox.get)
         self._idle_seconds = idle_seconds
-        self._received = 0
-        self._broken = False
+        self._stall_seconds = stall_seconds
+        self.received = 0
+        self._broken = self._stalled = False
         self.closed = False
 
     def next(self, seconds: float | None = None) -> Any:
@@ -67,11 +79,14 @@ class Incoming:
             found = read_message(self._reader)
         except EOFError as error:
             self._broken = True
-            raise EOFError(f"{error}, {self._received} messages after its beginning and without CLOSE") from None
+            raise EOFError(f"{error}, {self.received} messages after its beginning and without CLOSE") from None
+        except TimeoutError:
+            self._broken = self._stalled = True
+            raise
         except BaseException:
             self._broken = True
             raise
-        self._received += 1
+        self.received += len(found) if isinstance(found, ReadoutBlock) else 1
         self.closed = isinstance(found, Close)
         return found
 
@@ -99,6 +114,9 @@ class Incoming:
                 since = time.monotonic()
             elif self._idle_seconds is not None and time.monotonic() - since > self._idle_seconds:
                 raise TimeoutError(f"nothing came for {self._idle_seconds:g} s, and no CLOSE")
+            if isinstance(found, FileName | Configuration | ScanHeaderText | Query | Response):
+                self._broken = True
+                raise ValueError(f"wire: a {type(found).__name__} message in the middle of a scan")
             if isinstance(found, str):
                 logger.info("text on the stream: %s", found[:1000])
             else:
@@ -108,17 +126,16 @@ class Incoming:
     def drain(self) -> None:
         """Read on until CLOSE or the end.
 
-        Where the stream cannot be parsed, until it falls silent behind what looks like CLOSE.
+        Where the stream cannot be parsed or kept, until it falls silent behind what looks like CLOSE. Whoever has
+        been silent for longer than is allowed is not waited for.
         """
-        try:
+        # what is wrong with the rest is of no interest any more
+        with contextlib.suppress(EOFError, OSError, ValueError):
             while not (self.closed or self._broken):
-                self.next()
-        except (EOFError, OSError):
-            return
-        except ValueError:
-            pass
-        if not self.closed:
-            self._until_silent()
+                if self.next(self._idle_seconds) is None:
+                    return
+        if not (self.closed or self._stalled):
+            self._inbox.until_silent(SILENCE_SECONDS, _CLOSE_TAIL, self._stall_seconds)
 
     def close(self) -> None:
         """Give back what is held; call it when the connection is shut."""
@@ -128,21 +145,6 @@ class Incoming:
         """Wait for the other side to shut the connection; whether it did."""
         self._inbox.discard()
         return self._inbox.join(seconds)
-
-    def _until_silent(self) -> None:
-        tail = bytes(self._reader.buffered[-2:])
-        while True:
-            if not self._inbox.wait(SILENCE_SECONDS):
-                if tail == _CLOSE_TAIL:
-                    return
-                continue
-            try:
-                part = self._inbox.get(2**20)
-            except OSError:
-                return
-            if not part:
-                return
-            tail = (tail + part)[-2:]
 
 
 def items_of(messages: Iterator[Any]) -> Iterator[Item]:

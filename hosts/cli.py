@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 import voxelsigma
+from voxelsigma.hosts import cli_servers
+from voxelsigma.hosts.cli_app import app, console, one_line
 
-app = typer.Typer(
-    name="voxelsigma",
-    help="Voxel-wise noise standard deviation for MRI reconstructions.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-_console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+__all__ = ["app", "cli_servers", "main"]
 
 
 @app.command()
@@ -34,6 +26,7 @@ def replay(
     output: Annotated[Path, typer.Option("-o", "--output", help="ISMRMRD image file to write (HDF5).")],
     group: Annotated[str, typer.Option(help="Dataset group of the raw data.")] = "dataset",
     output_group: Annotated[str, typer.Option(help="Dataset group of the images.")] = "dataset",
+    noise: cli_servers.Noise = None,
     processes: Annotated[
         bool, typer.Option("--processes", help="Run our own gadgets in child processes too, as a Gadgetron does.")
     ] = False,
@@ -42,7 +35,7 @@ def replay(
     from voxelsigma.hosts.progress import progress_report
     from voxelsigma.hosts.replay import replay as run
 
-    with progress_report(_console) as report:
+    with progress_report(console) as report:
         summary = run(
             scan,
             pipeline,
@@ -51,6 +44,7 @@ def replay(
             output_group=output_group,
             progress=report,
             in_process=not processes,
+            noise=noise,
         )
     print(f"{output}:")
     for series, count in sorted(summary.images.items()):
@@ -160,7 +154,10 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         name = record.name.removeprefix("voxelsigma.")
-        _console.print(f"{record.levelname.lower()}: {name}: {_one_line(record.getMessage())}")
+        console.print(f"{record.levelname.lower()}: {name}: {one_line(record.getMessage())}")
+        if record.exc_info:
+            # only servers log what they caught: whoever runs one needs to see where it happened
+            console.print("".join(traceback.format_exception(*record.exc_info)).rstrip())
 
 
 def main() -> NoReturn:
@@ -172,13 +169,13 @@ def main() -> NoReturn:
     except (ValueError, OSError, LookupError, EOFError, RuntimeError, ModuleNotFoundError, MemoryError) as error:
         if os.environ.get("VOXELSIGMA_DEBUG"):
             traceback.print_exc()
-        _console.print(f"error: {_one_line(str(error) or type(error).__name__)}")
+        console.print(f"error: {one_line(str(error) or type(error).__name__)}")
         sys.exit(1)
     except Exception as error:
         if os.environ.get("VOXELSIGMA_DEBUG"):
             traceback.print_exc()
-        _console.print(
-            f"error: internal: {type(error).__name__}: {_one_line(str(error))} "
+        console.print(
+            f"error: internal: {type(error).__name__}: {one_line(str(error))} "
             "(please report it; VOXELSIGMA_DEBUG=1 shows where)"
         )
         sys.exit(70)
@@ -194,7 +191,3 @@ def _matrix(text: str) -> tuple[int, int, int]:
     if len(sizes) not in (2, 3):
         raise ValueError(f"simulate: matrix must be YxX or ZxYxX, got {text!r}")
     return (1, sizes[0], sizes[1]) if len(sizes) == 2 else (sizes[0], sizes[1], sizes[2])
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

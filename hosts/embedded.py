@@ -8,9 +8,8 @@ from voxelsigma.gadgets.items import Item, Stream
 from voxelsigma.gadgets.registry import GADGETS
 from voxelsigma.hosts.child import ChildNode
 from voxelsigma.hosts.family import Family
-from voxelsigma.hosts.pipeline import External, Native, Pipeline
-
-OWN_PREFIX = "voxelsigma.gadgets."
+from voxelsigma.hosts.pipeline import OWN_PREFIX, External, Listening, Native, Pipeline
+from voxelsigma.hosts.remote import ConnectNode
 
 
 def connect(
@@ -50,6 +49,9 @@ def connect(
             )
     family = Family()
     for node in pipeline.nodes:
+        if isinstance(node, Listening):
+            items = ConnectNode(node, context, family)(items)
+            continue
         assert isinstance(node, External)
         own = _own_name(pipeline, node)
         if own is not None and in_process:

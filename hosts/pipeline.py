@@ -9,7 +9,9 @@ import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
 import voxelsigma.pipelines
+from voxelsigma.gadgets.chaining import GadgetSpec, properties_of, specs_of
 
+OWN_PREFIX = "voxelsigma.gadgets."
 PIPELINE_FOLDER = Path(voxelsigma.pipelines.__path__[0])
 
 
@@ -31,6 +33,23 @@ class External:
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    """An `<external>` node that runs already and is reached by `<connect>`.
+
+    Parameters
+    ----------
+    host, port
+        Where it listens.
+    configuration
+        Its `<configuration>` element.
+    """
+
+    host: str
+    port: int
+    configuration: Element
+
+
+@dataclass(frozen=True, slots=True)
 class Native:
     """A C++ `<gadget>` node of Gadgetron."""
 
@@ -38,7 +57,7 @@ class Native:
     classname: str
 
 
-Node: TypeAlias = External | Native
+Node: TypeAlias = External | Listening | Native
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +99,18 @@ def load_pipeline(name: str) -> Pipeline:
     return parse_pipeline(path.read_bytes(), str(path))
 
 
+def gadgets_of(pipeline: Pipeline) -> list[GadgetSpec]:
+    """The gadgets of ours that a pipeline lists, in order."""
+    found: list[GadgetSpec] = []
+    for node in pipeline.nodes:
+        if isinstance(node, Listening) or (isinstance(node, External) and node.module == f"{OWN_PREFIX}chain"):
+            found += specs_of(node.configuration)
+        elif isinstance(node, External) and node.module.startswith(OWN_PREFIX):
+            name = node.module.removeprefix(OWN_PREFIX)
+            found.append(GadgetSpec(name, properties_of(node.configuration, name)))
+    return found
+
+
 def parse_pipeline(xml: bytes, source: str) -> Pipeline:
     """Parse a pipeline's XML.
 
@@ -116,14 +147,25 @@ def _node(element: Element, source: str) -> Node:
         )
     execute = element.find("execute")
     if execute is None:
-        raise ValueError(
-            f"{source}: an <external> node without <execute>; the embedded host starts its nodes itself and does not "
-            "<connect> to listening ones"
-        )
+        return _listening(element, source)
     module, target, language = (execute.get(name) or "" for name in ("name", "target", "type"))
     if not module or not target:
         raise ValueError(f"{source}: <execute> needs the attributes name and target, got {dict(execute.attrib)}")
     if language.lower() != "python":
         raise ValueError(f"{source}: <execute name={module!r}> is of type {language!r}; only 'python' can be run")
-    configuration = element.find("configuration")
-    return External(module, target, Element("configuration") if configuration is None else configuration)
+    return External(module, target, _configuration(element))
+
+
+def _listening(element: Element, source: str) -> Listening:
+    connect = element.find("connect")
+    if connect is None:
+        raise ValueError(f"{source}: an <external> node with neither <execute> nor <connect>")
+    port = connect.get("port") or ""
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{source}: <connect port={port!r}>; expected a port from 1 to 65535")
+    return Listening(connect.get("address") or "localhost", int(port), _configuration(element))
+
+
+def _configuration(element: Element) -> Element:
+    found = element.find("configuration")
+    return Element("configuration") if found is None else found

@@ -44,6 +44,7 @@ def replay(
     output_group: str = "dataset",
     progress: Callable[[str, int, int], None] | None = None,
     in_process: bool = True,
+    noise: Path | None = None,
 ) -> Summary:
     """Run a scan through a pipeline; the output file appears only when it is whole.
 
@@ -61,6 +62,8 @@ def replay(
         Told (stage, done, total).
     in_process
         Whether our own gadgets run in this process.
+    noise
+        A noise scan or covariance to use instead of the scan's own.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def replay(
         def counted(stage: str, done: int, total: int) -> None:
             report(stage, done, total or (len(raw) if stage == "readouts" else 0))
 
-        context = Context(header=raw.header, progress=counted)
+        context = Context(header=raw.header, progress=counted, noise=noise)
         stream = connect(parsed, context, _items(raw, counted), in_process=in_process)
         with closing(stream) as items, image_writer(output, output_group) as writer:
             for item in items:

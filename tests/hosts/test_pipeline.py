@@ -9,9 +9,10 @@ import pytest
 
 from voxelsigma.formats.header import parse_header
 from voxelsigma.formats.simulate import SimulatedScan
+from voxelsigma.gadgets.chaining import chain
 from voxelsigma.gadgets.context import Context
 from voxelsigma.hosts.embedded import connect
-from voxelsigma.hosts.pipeline import External, Native, load_pipeline, parse_pipeline, shipped_pipelines
+from voxelsigma.hosts.pipeline import External, Native, gadgets_of, load_pipeline, parse_pipeline, shipped_pipelines
 
 Outcome = subprocess.CompletedProcess[str]
 
@@ -36,7 +37,12 @@ def test_shipped_pipelines_are_found_and_whole(name: str, scan: SimulatedScan) -
     assert pipeline.source.endswith(name)
     context = Context(header=parse_header(scan.header_xml))
     # every gadget is built, with its properties, before anything runs
-    connect(pipeline, context, iter(())).close()
+    if any(isinstance(node, Native) for node in pipeline.nodes):
+        with pytest.raises(ValueError, match="needs a real Gadgetron server"):
+            connect(pipeline, context, iter(()))
+    else:
+        connect(pipeline, context, iter(())).close()
+    assert chain(gadgets_of(pipeline), context).gadgets
 
 
 def test_the_shipped_pipelines_are_those_that_are_documented() -> None:
@@ -104,9 +110,11 @@ def test_an_unknown_file_lists_those_shipped(name: str) -> None:
         (b"<configuration><version>2</version></configuration>", "has no <stream> with nodes"),
         (with_stream(""), "has no <stream> with nodes"),
         (
-            with_stream(external('<connect port="18000"/>')),
-            "an <external> node without <execute>; the embedded host starts its nodes itself and does not <connect> to",
+            with_stream("<external><configuration/></external>"),
+            "an <external> node with neither <execute> nor <connect>",
         ),
+        (with_stream(external('<connect port="0"/>')), "<connect port='0'>; expected a port from 1 to 65535"),
+        (with_stream(external("<connect/>")), "<connect port=''>; expected a port from 1 to 65535"),
         (
             with_stream("<parallel><branch/><merge/></parallel>"),
             "<parallel> nodes run in a real Gadgetron server only; the embedded host runs <external> nodes",

@@ -1,0 +1,202 @@
+"""Listening on several addresses: every connection is accepted at once and gets a thread of its own."""
+
+import contextlib
+import errno
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+logger = logging.getLogger("voxelsigma.listener")
+
+LOOPBACK: Final = ("127.0.0.1", "::1")
+BACKLOG: Final = 128
+MOST_CONNECTIONS: Final = 256
+
+Handle = Callable[[socket.socket, str], None]
+
+
+class Listener:
+    """Accepts connections and hands each to a function on a thread of its own.
+
+    Parameters
+    ----------
+    hosts
+        Addresses or names to listen on; the first must be usable, of the loopback ones IPv6 may be missing.
+    port
+        Port; 0 picks a free one.
+    handle
+        Called with every connection and the name of its other side; the connection is closed when it returns.
+
+    Raises
+    ------
+    OSError
+        If an address cannot be listened on; the text names it.
+    """
+
+    def __init__(self, hosts: Sequence[str], port: int, handle: Handle) -> None:
+        self._handle = handle
+        self._sockets = _bind(hosts, port)
+        self._wake_read, self._wake_write = os.pipe()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: dict[threading.Thread, socket.socket] = {}
+
+    @property
+    def port(self) -> int:
+        """The port, the same on all addresses."""
+        return int(self._sockets[0].getsockname()[1])
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What it listens on, as `host:port`."""
+        return tuple(_name(found.getsockname()) for found in self._sockets)
+
+    @property
+    def connections(self) -> int:
+        """Connections that are served now."""
+        with self._lock:
+            return len(self._connections)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Accept no more; may be called from a signal handler."""
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"x")
+
+    def run(self, grace: float = 30.0) -> None:
+        """Accept until stopped; then wait for the connections that are served, and shut what is left of them.
+
+        Parameters
+        ----------
+        grace
+            Seconds to wait for them.
+        """
+        try:
+            with selectors.DefaultSelector() as selector:
+                for found in self._sockets:
+                    selector.register(found, selectors.EVENT_READ)
+                selector.register(self._wake_read, selectors.EVENT_READ)
+                while not self.stopping:
+                    for key, _ in selector.select():
+                        if isinstance(key.fileobj, socket.socket):
+                            self._accept(key.fileobj)
+        finally:
+            self._stopping.set()
+            self._finish(grace)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connection, address = listening.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # out of descriptors, or the peer has left meanwhile: neither may end the server
+            logger.warning("a connection could not be accepted (%s)", error.strerror)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.1)
+            return
+        peer = _name(address)
+        if self.connections >= MOST_CONNECTIONS:
+            logger.warning("connection from %s refused: %d are served already", peer, MOST_CONNECTIONS)
+            connection.close()
+            return
+        connection.setblocking(True)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        thread = threading.Thread(target=self._serve, args=(connection, peer), name=f"serve {peer}", daemon=True)
+        with self._lock:
+            self._connections[thread] = connection
+        thread.start()
+
+    def _serve(self, connection: socket.socket, peer: str) -> None:
+        try:
+            self._handle(connection, peer)
+        except Exception:
+            logger.exception("connection from %s failed", peer)
+        finally:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+            with self._lock:
+                del self._connections[threading.current_thread()]
+
+    def _finish(self, grace: float) -> None:
+        for found in self._sockets:
+            found.close()
+        until = time.monotonic() + grace
+        while self.connections and time.monotonic() < until:
+            time.sleep(0.02)
+        with self._lock:
+            left = dict(self._connections)
+        for thread, connection in left.items():
+            logger.warning("%s is cut off: it was still served after %g s", thread.name, grace)
+            # its input ends here, so that its handler can still say why
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        for thread in left:
+            thread.join(5)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+def _bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listening sockets on all addresses of some hosts, with one port."""
+    found: list[socket.socket] = []
+    try:
+        for host in hosts:
+            for family, address in _resolved(host):
+                try:
+                    found.append(_listening(family, address, port))
+                except OSError as error:
+                    missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+                    if address == "::1" and found and error.errno in missing:
+                        continue
+                    hint = ", something else listens there" if error.errno == errno.EADDRINUSE else ""
+                    raise OSError(
+                        f"{_name((address, port))}: cannot listen ({error.strerror}{hint}); "
+                        "choose another --port or --host"
+                    ) from None
+                port = port or int(found[0].getsockname()[1])
+    except BaseException:
+        for opened in found:
+            opened.close()
+        raise
+    return found
+
+
+def _resolved(host: str) -> list[tuple[socket.AddressFamily, str]]:
+    try:
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(f"{host}: no address to listen on ({error.strerror})") from None
+    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in infos))
+
+
+def _listening(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address == "::" else 1)
+        found.bind((address, port))
+        found.listen(BACKLOG)
+        found.setblocking(False)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def _name(address: tuple[object, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
