@@ -9,13 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.front_end import front_end_table
 from voxelsigma.formats.coils import coil_sensitivities, unit_norm
-from voxelsigma.formats.header import parse_header
 from voxelsigma.formats.masks import random_2d
 from voxelsigma.formats.phantom import head_phantom
-from voxelsigma.formats.simulate import Simulation, simulate
-from voxelsigma.gadgets.context import Context
-from voxelsigma.gadgets.registry import create
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.network import NetworkReconstruction
 from voxelsigma.models.problem import PlaneProblem
@@ -117,26 +114,6 @@ def accuracy_table(plane: PlaneProblem, linearization: Linearization, kspace: to
             f"{100 * controlled_error:.1f} %",
             f"{100 * statistics.mean(stated):.1f} %",
         )
-    return table
-
-
-def front_end_table() -> Table:
-    """Readouts a second through whitening and accumulation."""
-    scan = simulate(
-        Simulation(matrix=(1, 192, 192), coils=14, acceleration=1, mask="uniform_1d", repetitions=8, noise_samples=4096)
-    )
-    context = Context(header=parse_header(scan.header_xml))
-    readouts = sum(map(len, scan.blocks))
-
-    def run() -> None:
-        whitened = create("prewhiten", {"forward": "covariance"}, context)(iter(scan.blocks))
-        list(create("accumulate", {}, context)(whitened))
-
-    seconds = median_seconds(run)
-    table = Table(title="Front end, 14 coils × 384 samples")
-    table.add_column("gadgets")
-    table.add_column("readouts a second", justify="right")
-    table.add_row("prewhiten + accumulate", f"{readouts / seconds:,.0f}")
     return table
 
 
