@@ -1,19 +1,18 @@
 """Replay: a file of raw data through a pipeline into a file of image series."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from ismrmrd import Image
 
 from voxelsigma.formats.image_file import image_writer
-from voxelsigma.formats.raw_file import RawFile, open_raw
+from voxelsigma.formats.raw_file import open_raw
 from voxelsigma.gadgets.context import Context
-from voxelsigma.gadgets.items import Item
 from voxelsigma.hosts.embedded import connect
 from voxelsigma.hosts.pipeline import load_pipeline
+from voxelsigma.hosts.scan_items import scan_items
 
 
 @dataclass(slots=True)
@@ -81,7 +80,7 @@ def replay(
             report(stage, done, total or (len(raw) if stage == "readouts" else 0))
 
         context = Context(header=raw.header, progress=counted, noise=noise)
-        stream = connect(parsed, context, _items(raw, counted), in_process=in_process)
+        stream = connect(parsed, context, scan_items(raw, counted), in_process=in_process)
         with closing(stream) as items, image_writer(output, output_group) as writer:
             for item in items:
                 if isinstance(item, Image):
@@ -95,28 +94,3 @@ def replay(
             if not summary.images:
                 raise ValueError(f"{scan}: no image came out of {parsed.source}; nothing was written")
     return summary
-
-
-def _items(raw: RawFile, report: Callable[[str, int, int], None]) -> Iterator[Item]:
-    """Readouts and waveforms of a file, merged by their time stamps as a scanner would send them."""
-    waveforms = raw.waveforms()
-    waiting = next(waveforms, None)
-    sent = 0
-    for block in raw.blocks():
-        first = 0
-        while waiting is not None:
-            before = int(np.searchsorted(block.headers["acquisition_time_stamp"][first:], waiting.time_stamp)) + first
-            if before >= len(block):
-                break
-            if before > first:
-                yield block.select(slice(first, before))
-                first = before
-            yield waiting
-            waiting = next(waveforms, None)
-        if first < len(block):
-            yield block.select(slice(first, len(block)))
-        sent += len(block)
-        report("readouts", sent, len(raw))
-    if waiting is not None:
-        yield waiting
-    yield from waveforms

@@ -16,7 +16,7 @@ from voxelsigma.formats.readouts import ReadoutBlock
 from voxelsigma.gadgets.items import VolumeKey, volume_key
 from voxelsigma.gadgets.whitening import NOT_IMAGING
 from voxelsigma.gadgets.wire import message
-from voxelsigma.hosts.replay import _items
+from voxelsigma.hosts.scan_items import scan_items
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def recorded(scan: Path, group: str, report: Callable[[str, int, int], None]) ->
     with open_raw(scan, group) as raw, tempfile.TemporaryFile(prefix="voxelsigma-", buffering=0) as file:
         tape = Tape(raw.header.xml, file)
         flagged: dict[VolumeKey, int] = {}
-        for item in _items(raw, lambda stage, done, total: report("read", done, total)):
+        for item in scan_items(raw, lambda stage, done, total: report("read", done, total)):
             if isinstance(item, ReadoutBlock):
                 skipped = item.flagged(constants.ACQ_IS_NOISE_MEASUREMENT, *NOT_IMAGING)
                 _note_last(item, ~skipped, tape.readouts, tape.last)
