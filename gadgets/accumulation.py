@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +13,19 @@ from voxelsigma.formats.header import Encoding
 from voxelsigma.formats.readouts import ReadoutBlock, Samples
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.items import KSpace, NoiseCovariance, Stream, VolumeKey, Whitening, volume_key
-from voxelsigma.gadgets.placement import ReadoutGeometry, line_position, placed_samples
+from voxelsigma.gadgets.placement import ReadoutGeometry, line_position, moved_line, placed_samples, removed_upstream
 from voxelsigma.gadgets.properties import boolean, choice, sidecars
+from voxelsigma.gadgets.recon_data import recon_readouts
 from voxelsigma.gadgets.volume import LineBuffer, Volume
 from voxelsigma.gadgets.whitening import NOT_IMAGING
+from voxelsigma.gadgets.wire import Bucket, ReconData
 
 logger = logging.getLogger("voxelsigma.accumulate")
 
+Marks: TypeAlias = npt.NDArray[np.bool_]
+
 LAST_OF_ALL = (constants.ACQ_LAST_IN_REPETITION, constants.ACQ_LAST_IN_MEASUREMENT)
+NO_LINES = (constants.ACQ_IS_NOISE_MEASUREMENT, *NOT_IMAGING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,7 @@ class Accumulate:
     context: Context
 
     def __call__(self, items: Stream) -> Stream:
-        """Readouts in, one `KSpace` a volume out; everything else passes."""
+        """Readouts, buckets or RECON_DATA in, one `KSpace` a volume out; everything else passes."""
         for encoding in self.context.header.encodings[:1]:
             if encoding.trajectory != "cartesian":
                 raise ValueError(
@@ -59,10 +65,16 @@ class Accumulate:
         for item in items:
             if isinstance(item, NoiseCovariance):
                 state.whitening = whitening_of(item)
+                state.noise_scan = state.whitening is None
                 if "covariance" in self.properties.forward:
                     yield item
             elif isinstance(item, ReadoutBlock):
                 yield from state.add(item)
+            elif isinstance(item, Bucket):
+                yield from item.waveforms
+                yield from state.add_collected(item.reference, item.data)
+            elif isinstance(item, ReconData):
+                yield from state.add_collected(*recon_readouts(item, self.context.header.encodings))
             else:
                 yield item
         yield from state.end()
@@ -81,6 +93,7 @@ def whitening_of(covariance: NoiseCovariance) -> Whitening | None:
         bandwidth=covariance.bandwidth,
         scale=covariance.applied_scale,
         calibrated=covariance.calibrated,
+        measured_variance=covariance.measured_variance,
     )
 
 
@@ -94,28 +107,49 @@ class _State:
     coils: int | None = None
     readouts: int = 0
     ignored: int = 0
+    cropped_upstream: bool = False
+    noise_scan: bool = False
     open: dict[VolumeKey, Volume] = field(default_factory=dict)
     emitted: set[VolumeKey] = field(default_factory=set)
     references: dict[VolumeKey, LineBuffer] = field(default_factory=dict)
 
     def add(self, block: ReadoutBlock) -> Iterator[KSpace]:
         """Place the readouts of a block, in order."""
-        skipped = block.flagged(constants.ACQ_IS_NOISE_MEASUREMENT, *NOT_IMAGING)
-        for part, ignored in block.runs(skipped):
+        for part, ignored in block.runs(block.flagged(*NO_LINES)):
             if ignored:
                 self.ignored += len(part)
                 # the last readout of a measurement may be a navigator; its flag counts all the same
                 for number in range(len(part)):
                     yield from self._close(part.select(slice(number, number + 1)))
             else:
-                for alike, _ in part.runs(_manner(part)):
-                    yield from self._add_alike(alike)
+                only = part.flagged(constants.ACQ_IS_PARALLEL_CALIBRATION)
+                both = part.flagged(constants.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+                yield from self._place(part, only | both, ~only | both, ending=True)
+
+    def add_collected(self, reference: tuple[ReadoutBlock, ...], imaging: tuple[ReadoutBlock, ...]) -> Iterator[KSpace]:
+        """Place what a gadget of Gadgetron's own collected.
+
+        Which readouts are reference lines is told by where they are: those that are imaging lines too come twice. All
+        of them are placed before any volume ends, since their order may be that of the lines.
+        """
+        for blocks, is_reference in ((reference, True), (imaging, False)):
+            for block in blocks:
+                lines = block.select(~block.flagged(*NO_LINES))
+                self.ignored += len(block) - len(lines)
+                every = np.full(len(lines), is_reference)
+                yield from self._place(lines, every, ~every, ending=False)
+        for block in (*imaging, *reference):
+            for number in np.flatnonzero(block.flagged(constants.ACQ_LAST_IN_SLICE, *LAST_OF_ALL)).tolist():
+                yield from self._close(block.select(slice(number, number + 1)))
 
     def end(self) -> Iterator[KSpace]:
         """Judge what is still open when the stream ends."""
         if self.ignored:
             logger.info("%d noise and navigator readouts are no lines of an image", self.ignored)
         if not self.open and not self.emitted:
+            if self.noise_scan and not self.readouts:
+                logger.info("the stream is a noise scan: it has no image")
+                return
             raise ValueError(
                 f"accumulate: the stream ended without an imaging readout "
                 f"({self.ignored} noise or navigator readouts, {self.readouts} reference readouts)"
@@ -123,33 +157,53 @@ class _State:
         for volume in list(self.open.values()):
             yield self._finish(volume)
 
-    def _add_alike(self, block: ReadoutBlock) -> Iterator[KSpace]:
+    def _place(self, block: ReadoutBlock, reference: Marks, imaging: Marks, *, ending: bool) -> Iterator[KSpace]:
+        """Place readouts as reference lines, imaging lines or both; `ending` says that their flags end volumes."""
+        start = 0
+        for alike, _ in block.runs(_manner(block)):
+            part = slice(start, start + len(alike))
+            start = part.stop
+            yield from self._place_alike(alike, reference[part], imaging[part], ending=ending)
+
+    def _place_alike(self, block: ReadoutBlock, reference: Marks, imaging: Marks, *, ending: bool) -> Iterator[KSpace]:
         """Place readouts that were acquired alike."""
         self._check(block)
         encoding = self._encoding(block)
-        geometry = ReadoutGeometry.of(encoding)
+        geometry = self._geometry(block, encoding)
         placed, acquired = placed_samples(block, geometry.oversampled)
         samples = geometry.remove(placed)
         lines = np.stack([line_position(block, encoding, axis) for axis in (2, 1)], axis=1)
-        reference_only = block.flagged(constants.ACQ_IS_PARALLEL_CALIBRATION)
-        both = block.flagged(constants.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
-        last = block.flagged(constants.ACQ_LAST_IN_SLICE, *LAST_OF_ALL)
+        last = block.flagged(constants.ACQ_LAST_IN_SLICE, *LAST_OF_ALL) & ending
         for number, header in enumerate(block.headers):
             line = (int(lines[number, 0]), int(lines[number, 1]))
-            if reference_only[number] or both[number]:
+            if reference[number]:
                 self._add_reference(samples[number], line, header, encoding)
-            if not reference_only[number] or both[number]:
-                volume = yield from self._volume(volume_key(header), encoding, len(samples[number]))
-                volume.add_image(samples[number], line, header, acquired)
+            if imaging[number]:
+                volume = yield from self._volume(volume_key(header), encoding, geometry, len(samples[number]))
+                volume.add_image(samples[number], line, header, acquired, geometry)
             if last[number]:
                 yield from self._close(block.select(slice(number, number + 1)))
         self.readouts += len(block)
+
+    def _geometry(self, block: ReadoutBlock, encoding: Encoding) -> ReadoutGeometry:
+        """The readout axis of readouts that were acquired alike."""
+        geometry = ReadoutGeometry.of(encoding)
+        if not removed_upstream(block, geometry):
+            return geometry
+        if not self.cropped_upstream:
+            self.cropped_upstream = True
+            logger.info(
+                "readouts of %d samples with the encoded matrix %d: their oversampling was removed upstream",
+                block.samples.shape[2],
+                geometry.oversampled,
+            )
+        return geometry.cropped()
 
     def _add_reference(self, samples: Samples, line: tuple[int, int], header: np.void, encoding: Encoding) -> None:
         """Keep a reference line, on the matrix of the imaging encoding."""
         imaging = self.context.header.encodings[0]
         if encoding is not imaging:
-            samples, line = _moved(samples, line, encoding, imaging)
+            samples, line = moved_line(samples, line, encoding, imaging)
         key = volume_key(header)
         if key in self.emitted:
             raise ValueError(
@@ -168,7 +222,9 @@ class _State:
         same = [buffer for other, buffer in self.references.items() if other.slice == key.slice]
         return same[-1] if same else None
 
-    def _volume(self, key: VolumeKey, encoding: Encoding, coils: int) -> Generator[KSpace, None, Volume]:
+    def _volume(
+        self, key: VolumeKey, encoding: Encoding, geometry: ReadoutGeometry, coils: int
+    ) -> Generator[KSpace, None, Volume]:
         """The open volume of a key; opening it ends whole volumes of the same slice."""
         if key in self.emitted:
             raise ValueError(
@@ -179,7 +235,7 @@ class _State:
             for other in [volume for volume in self.open.values() if volume.key.slice == key.slice]:
                 if not self._missing(other) and (other.marked or not self._irregular(other)):
                     yield self._finish(other)
-            self.open[key] = Volume.start(key, encoding, coils)
+            self.open[key] = Volume.start(key, encoding, geometry, coils)
         return self.open[key]
 
     def _close(self, single: ReadoutBlock) -> Iterator[KSpace]:
@@ -282,37 +338,3 @@ def _manner(block: ReadoutBlock) -> npt.NDArray[np.int64]:
     columns.append(block.flagged(constants.ACQ_IS_REVERSE).astype(np.int64))
     changed = np.any(np.diff(np.stack(columns), axis=1) != 0, axis=0)
     return np.concatenate([[0], np.cumsum(changed)])
-
-
-def _moved(
-    samples: Samples, line: tuple[int, int], source: Encoding, target: Encoding
-) -> tuple[Samples, tuple[int, int]]:
-    """A reference readout of an encoding space of its own, on the matrix of the imaging one.
-
-    Raises
-    ------
-    ValueError
-        If the fields of view differ, or the line lies outside the imaging matrix.
-    """
-    fields = [
-        (*encoding.encoded_fov_mm[:2], encoding.encoded_fov_mm[2] * geometry.size / geometry.oversampled)
-        for encoding in (source, target)
-        for geometry in (ReadoutGeometry.of(encoding),)
-    ]
-    if not np.allclose(fields[0], fields[1], rtol=0.01):
-        raise ValueError(
-            f"accumulate: reference lines have a field of view of {fields[0][::-1]} mm, imaging lines "
-            f"{fields[1][::-1]} mm; they must agree"
-        )
-    moved = [
-        index - before // 2 + after // 2
-        for index, before, after in zip(line, source.encoded_matrix, target.encoded_matrix, strict=False)
-    ]
-    if any(not 0 <= index < size for index, size in zip(moved, target.encoded_matrix, strict=False)):
-        raise ValueError(f"accumulate: reference line {line} lies outside the imaging matrix {target.encoded_matrix}")
-    size, length = ReadoutGeometry.of(target).size, samples.shape[1]
-    placed = np.zeros((len(samples), size), dtype=np.complex64)
-    first = size // 2 - length // 2
-    lower, upper = max(0, first), min(size, first + length)
-    placed[:, lower:upper] = samples[:, lower - first : upper - first]
-    return placed, (moved[0], moved[1])

@@ -20,6 +20,12 @@ SERIES_SIGMA_ERROR: Final = 2020
 SERIES_SNR: Final = 2100
 SERIES_GFACTOR: Final = 2200
 
+IMAGE_FACTOR: Final = 10
+"""Of images in SNR units that are stored as integers, like Gadgetron's own constant scaling."""
+
+LARGEST: Final = 65535
+"""Of unsigned 16-bit integers."""
+
 MetaValue = str | float | int | list[str]
 
 
@@ -61,7 +67,7 @@ def make_image(
     Parameters
     ----------
     array
-        Shape `(z, y, x)`, float32, uint16 or complex64.
+        Shape `(z, y, x)`, float32, uint16 or complex64, as it is to be stored.
     kspace
         What it was made from.
     numbers
@@ -84,10 +90,7 @@ def make_image(
         field_of_view=tuple(reversed(image_fov_mm(kspace))),
         average=0,
     )
-    # as texts, so that an image has the same metadata before and behind the wire
-    image.meta = Meta(
-        {key: value if isinstance(value, list) else str(value) for key, value in meta.items() if value not in ("", [])}
-    )
+    image.meta = _texts({**meta, **_directions(header)})
     return image
 
 
@@ -109,10 +112,15 @@ def provenance(kspace: KSpace) -> dict[str, MetaValue]:
         return {**found, "voxelsigma_noise_source": "none: data not whitened"}
     found["voxelsigma_noise_source"] = whitening.source
     found["voxelsigma_noise_calibrated"] = "yes" if whitening.calibrated else "no: uncalibrated"
+    if whitening.measured_variance is not None:
+        found["voxelsigma_noise_check"] = f"{whitening.measured_variance:.4g}"
     if whitening.samples:
         found |= {
             "voxelsigma_noise_samples": whitening.samples,
             "voxelsigma_noise_effective_samples": f"{whitening.effective_samples:.1f}",
+        }
+    if whitening.scale:
+        found |= {
             "voxelsigma_noise_dwell_us": f"{whitening.dwell_time_us:g}",
             "voxelsigma_noise_bandwidth": f"{whitening.bandwidth:g}",
             "voxelsigma_noise_scale": f"{whitening.scale:.6g}",
@@ -149,32 +157,88 @@ def described(role: str | list[str], comment: str, history: list[str], kspace: K
     }
 
 
-def quantized(array: npt.NDArray[np.float32], factor: float, what: str) -> npt.NDArray[np.uint16]:
-    """For consoles: scaled, rounded unsigned 16-bit integers; voxels beyond their range are counted and warned of."""
+def stored_as(
+    array: npt.NDArray[np.float32], dtype: str, factor: float, what: str
+) -> tuple[npt.NDArray[np.generic], dict[str, MetaValue]]:
+    """An array as its series stores it, and the metadata that say so.
+
+    Parameters
+    ----------
+    array
+        Values in their own units.
+    dtype
+        `float32` keeps them; `uint16` stores them times `factor`, rounded, for consoles. Voxels beyond its range are
+        counted and warned of.
+    factor
+        Of the integers, the same for all images of a series.
+    what
+        The series, for the warning.
+    """
+    if dtype == "float32":
+        return array, {**window(array, 1), **scaled_by(1)}
     scaled = np.rint(array * factor)
-    beyond = int((scaled > 65535).sum())
+    beyond = int((scaled > LARGEST).sum())
     if beyond:
-        logger.warning("%s: %d voxels are above %g and saturate as uint16", what, beyond, 65535 / factor)
-    return np.clip(scaled, 0, 65535).astype(np.uint16)
+        logger.warning("%s: %d voxels are above %g and saturate as uint16", what, beyond, LARGEST / factor)
+    return np.clip(scaled, 0, LARGEST).astype(np.uint16), {**window(array, factor), **scaled_by(factor)}
 
 
-def window(array: npt.NDArray[np.float32], factor: float = 1.0) -> dict[str, MetaValue]:
-    """Display window from 0 to the 99th percentile, in the units that are stored."""
-    top = float(np.percentile(np.abs(array), 99)) * factor or 1.0
-    centre, width = f"{top / 2:.4g}", f"{top:.4g}"
-    return {
-        "WindowCenter": centre,
-        "WindowWidth": width,
-        "GADGETRON_WindowCenter": centre,
-        "GADGETRON_WindowWidth": width,
-    }
+def window(array: npt.NDArray[np.float32], factor: float = 1) -> dict[str, MetaValue]:
+    """Display window from 0 to the 99th percentile.
+
+    DICOM and MRD consoles apply it to rescaled values, Gadgetron to those that are stored, `factor` times as large.
+    """
+    top = float(np.percentile(np.abs(array), 99)) or 1.0
+    found: dict[str, MetaValue] = {}
+    for prefix, scale in (("", 1.0), ("GADGETRON_", factor)):
+        found[f"{prefix}WindowCenter"] = f"{top * scale / 2:.4g}"
+        found[f"{prefix}WindowWidth"] = f"{top * scale:.4g}"
+    return found
 
 
 def scaled_by(factor: float) -> dict[str, MetaValue]:
-    """The scale of integers that stand for quantities, so that a reader can undo it."""
+    """What stored numbers were multiplied with, and how a reader undoes it."""
     return {
-        "GADGETRON_ScaleRatio": factor,
-        "RescaleSlope": 1 / factor,
+        "GADGETRON_ScaleRatio": f"{factor:g}",
+        "RescaleSlope": f"{1 / factor:g}",
         "RescaleIntercept": 0,
-        "Use_dedicated_scaling_factor": 1,
     }
+
+
+def scale_of(image: Image) -> float | None:
+    """What an image's stored numbers were multiplied with; None where it does not say."""
+    if ratio := image.meta.get("GADGETRON_ScaleRatio"):
+        return float(ratio)
+    slope = image.meta.get("RescaleSlope")
+    return 1 / float(slope) if slope and float(slope) else None
+
+
+def history_of(image: Image) -> list[str]:
+    """The processing history of an image."""
+    found = image.meta.get("ImageProcessingHistory") or image.meta.get("GADGETRON_ImageProcessingHistory") or []
+    return [found] if isinstance(found, str) else list(found)
+
+
+def ascii_text(text: str) -> str:
+    """For metadata, which consoles read as ASCII: other characters become escapes of Python's."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _directions(header: AcquisitionHeader) -> dict[str, MetaValue]:
+    """Directions of rows and columns, where the raw data have any."""
+    found: dict[str, MetaValue] = {}
+    for name, direction in (("ImageRowDir", header.read_dir), ("ImageColumnDir", header.phase_dir)):
+        if any(direction):
+            found[name] = [f"{value:.9g}" for value in direction]
+    return found
+
+
+def _texts(meta: Mapping[str, MetaValue]) -> Meta:
+    """Metadata as they are behind the wire: ASCII texts, none of them empty, lists of two or more."""
+    found = {}
+    for key, value in meta.items():
+        entries = [ascii_text(str(entry)) for entry in (value if isinstance(value, list) else [value])]
+        entries = [entry for entry in entries if entry]
+        if entries:
+            found[key] = entries if len(entries) > 1 else entries[0]
+    return Meta(found)

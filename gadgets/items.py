@@ -65,6 +65,8 @@ class Whitening:
         Factor applied after the inverse Cholesky factor.
     calibrated
         False if the covariance was estimated from the imaging data.
+    measured_variance
+        Complex variance of the whitened data where they show no object, 2 if the scale is right; None if not judged.
     """
 
     source: str
@@ -75,6 +77,7 @@ class Whitening:
     bandwidth: float
     scale: float
     calibrated: bool
+    measured_variance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream
 from voxelsigma.gadgets.planes import decoupled, pick_device, sample_weights
 from voxelsigma.gadgets.properties import choice, integer, number, sidecars
+from voxelsigma.gadgets.recon_data import refuse_collected
 from voxelsigma.models.espirit import EspiritSettings, espirit, principal_coil
 from voxelsigma.models.grid import acquired_window, symmetric_window
 from voxelsigma.models.walsh import walsh
@@ -50,6 +51,7 @@ class CoilMaps:
         device = pick_device(self.properties.device)
         for item in items:
             if not isinstance(item, KSpace):
+                refuse_collected("coil_maps", item)
                 yield item
                 continue
             yield self.estimate(item, device)

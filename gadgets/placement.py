@@ -33,6 +33,10 @@ class ReadoutGeometry:
         part = min(1.0, encoding.recon_fov_mm[2] / encoding.encoded_fov_mm[2])
         return cls(oversampled=encoded, size=max(1, round(encoded * part)))
 
+    def cropped(self) -> "ReadoutGeometry":
+        """The same readout where something upstream removed its oversampling."""
+        return ReadoutGeometry(oversampled=self.size, size=self.size)
+
     def remove(self, samples: Samples) -> Samples:
         """Crop the field of view along the last axis, `(..., oversampled)` to `(..., size)`; noise stays white."""
         if self.size == self.oversampled:
@@ -53,6 +57,24 @@ class ReadoutGeometry:
         return max(0, first), min(self.size - 1, last)
 
 
+def removed_upstream(block: ReadoutBlock, geometry: ReadoutGeometry) -> bool:
+    """Whether something upstream removed the oversampling of a block, which no flag tells.
+
+    A readout of the whole field of view reaches at least one end of the oversampled k-space; a cropped one reaches
+    an end of the smaller k-space instead: both, or one with an asymmetric echo.
+    """
+    length = block.samples.shape[2]
+    centre = _echo(block)
+    if geometry.size == geometry.oversampled or length > geometry.size:
+        return False
+
+    def ends(size: int) -> tuple[int, int]:
+        start = size // 2 - centre
+        return start, size - start - length
+
+    return 0 not in ends(geometry.oversampled) and 0 in ends(geometry.size) and min(ends(geometry.size)) >= 0
+
+
 def placed_samples(block: ReadoutBlock, oversampled: int) -> tuple[Samples, tuple[int, int]]:
     """Readouts on the whole oversampled readout axis, zeros where nothing was acquired.
 
@@ -70,14 +92,11 @@ def placed_samples(block: ReadoutBlock, oversampled: int) -> tuple[Samples, tupl
     """
     head = block.headers[0]
     length = block.samples.shape[2]
-    before, after, centre = int(head["discard_pre"]), int(head["discard_post"]), int(head["center_sample"])
+    before, after, centre = int(head["discard_pre"]), int(head["discard_post"]), _echo(block)
     samples = block.samples
     if block.flagged(constants.ACQ_IS_REVERSE)[0]:
         samples = samples[..., ::-1]
         before, after = after, before
-        # converters give the middle of a symmetric readout for both directions; elsewhere the echo is mirrored
-        if 2 * centre != length:
-            centre = length - 1 - centre
     kept = samples[..., before : length - after]
     start = oversampled // 2 - centre + before
     stop = start + kept.shape[2]
@@ -116,3 +135,46 @@ def line_position(block: ReadoutBlock, encoding: Encoding, axis: int) -> npt.NDA
             f"{encoding.line_limit(axis).center - size // 2 + size - 1} fit the encoded matrix of {size}"
         )
     return position
+
+
+def moved_line(
+    samples: Samples, line: tuple[int, int], source: Encoding, target: Encoding
+) -> tuple[Samples, tuple[int, int]]:
+    """A reference readout of an encoding space of its own, on the matrix of the imaging one.
+
+    Raises
+    ------
+    ValueError
+        If the fields of view differ, or the line lies outside the imaging matrix.
+    """
+    fields = [
+        (*encoding.encoded_fov_mm[:2], encoding.encoded_fov_mm[2] * geometry.size / geometry.oversampled)
+        for encoding in (source, target)
+        for geometry in (ReadoutGeometry.of(encoding),)
+    ]
+    if not np.allclose(fields[0], fields[1], rtol=0.01):
+        raise ValueError(
+            f"accumulate: reference lines have a field of view of {fields[0][::-1]} mm, imaging lines "
+            f"{fields[1][::-1]} mm; they must agree"
+        )
+    moved = [
+        index - before // 2 + after // 2
+        for index, before, after in zip(line, source.encoded_matrix, target.encoded_matrix, strict=False)
+    ]
+    if any(not 0 <= index < size for index, size in zip(moved, target.encoded_matrix, strict=False)):
+        raise ValueError(f"accumulate: reference line {line} lies outside the imaging matrix {target.encoded_matrix}")
+    size, length = ReadoutGeometry.of(target).size, samples.shape[1]
+    placed = np.zeros((len(samples), size), dtype=np.complex64)
+    first = size // 2 - length // 2
+    lower, upper = max(0, first), min(size, first + length)
+    placed[:, lower:upper] = samples[:, lower - first : upper - first]
+    return placed, (moved[0], moved[1])
+
+
+def _echo(block: ReadoutBlock) -> int:
+    """Sample at the centre of k-space, of a reverse readout after it was turned round."""
+    length, centre = block.samples.shape[2], int(block.headers["center_sample"][0])
+    # converters give the middle of a symmetric readout for both directions; elsewhere the echo is mirrored
+    if block.flagged(constants.ACQ_IS_REVERSE)[0] and 2 * centre != length:
+        return length - 1 - centre
+    return centre

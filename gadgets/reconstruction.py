@@ -5,15 +5,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from ismrmrd import Image
 from torch import Tensor
 
 from voxelsigma.gadgets.context import Context
-from voxelsigma.gadgets.images import SERIES_IMAGE, SeriesNumbers, described, make_image, provenance, window
+from voxelsigma.gadgets.images import (
+    IMAGE_FACTOR,
+    SERIES_IMAGE,
+    SeriesNumbers,
+    described,
+    make_image,
+    provenance,
+    scaled_by,
+    stored_as,
+    window,
+)
 from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey
 from voxelsigma.gadgets.planes import Plane, assemble, pick_device, planes_of
 from voxelsigma.gadgets.properties import choice, number, several, text
+from voxelsigma.gadgets.recon_data import refuse_collected
 from voxelsigma.models.cards import BoundReconstruction, ModelCard, Reconstructor, load_card, load_model
 from voxelsigma.models.grid import Window
 from voxelsigma.noise.linearize import Linearization, linearize
@@ -26,12 +38,14 @@ class ReconstructProperties:
     """Properties of `reconstruct`.
 
     `model` is a shipped card's name or the path of a YAML file; `regularization` is for linear methods; `output` is the
-    type of the image series. `linearization`, forwarded inside a chain only, hands the sketch what was computed here.
+    type of the image series and `dtype` its data type: integers are ten times the SNR units. `linearization`, forwarded
+    inside a chain only, hands the sketch what was computed here.
     """
 
     model: str = text("sense")
     regularization: float | None = number(None, 0.0, 1e6)
     output: str = choice("magnitude", "magnitude", "complex")
+    dtype: str = choice("float32", "float32", "uint16")
     device: str = choice("auto", "auto", "cpu", "cuda")
     forward: tuple[str, ...] = several((), "covariance", "kspace", "sensitivities", "linearization")
 
@@ -77,6 +91,11 @@ class Reconstruct:
     """Reconstruct every k-space whose sensitivities came before it."""
 
     def __init__(self, properties: ReconstructProperties, context: Context) -> None:
+        if properties.dtype == "uint16" and properties.output == "complex":
+            raise ValueError(
+                "reconstruct: property 'dtype' is 'uint16' and 'output' is 'complex'; integers are for magnitude "
+                "images, 'float32' would do"
+            )
         self.properties = properties
         self.context = context
         self.card = load_card(properties.model)
@@ -109,6 +128,7 @@ class Reconstruct:
                     yield item
                 yield result.image
             else:
+                refuse_collected("reconstruct", item)
                 yield item
 
     def _reconstruct(
@@ -122,14 +142,18 @@ class Reconstruct:
             warned.add(reason)
             logger.warning("model %r was not made for this data: %s", self.card.name, reason)
         volume = assemble(kspace, values).cpu().numpy()
-        complex_wanted = self.properties.output == "complex"
-        array = volume.astype(np.complex64) if complex_wanted else np.abs(volume).astype(np.float32)
+        magnitude = np.abs(volume).astype(np.float32)
         comment = f"{self.card.name} image, SNR units"
+        array: npt.NDArray[np.generic]
+        if self.properties.output == "complex":
+            array, scale = volume.astype(np.complex64), {**window(magnitude), **scaled_by(1)}
+        else:
+            array, scale = stored_as(magnitude, self.properties.dtype, IMAGE_FACTOR, comment)
         meta = {
             **described("Image", comment, ["voxelsigma", self.card.name], kspace),
             **provenance(kspace),
             **method_meta(self.card, self.properties.regularization, sensitivities.method),
-            **window(np.abs(volume).astype(np.float32)),
+            **scale,
             "voxelsigma_acceleration": f"{planes[0].problem.acceleration(functions[0].windows):.4g}",
             "voxelsigma_unfit": reason,
         }
@@ -215,7 +239,10 @@ def method_meta(card: ModelCard, regularization: float | None, sensitivities: st
         regularization = card.hyperparameters.get("regularization")
     return {
         "voxelsigma_model": card.name,
-        "voxelsigma_model_card": str(card.path) if card.path.stem != card.name else "",
+        # other characters as escapes, from which the path can be had back
+        "voxelsigma_model_card": str(card.path).encode("unicode_escape").decode()
+        if card.path.stem != card.name
+        else "",
         "voxelsigma_model_sha256": card.sha256,
         "voxelsigma_regularization": "" if regularization is None else f"{regularization:.9g}",
         "voxelsigma_sensitivities": f"{sensitivities}, held fixed",

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from ismrmrd import Image
 from torch import Tensor
@@ -22,15 +21,16 @@ from voxelsigma.gadgets.images import (
     MetaValue,
     SeriesNumbers,
     described,
+    history_of,
     make_image,
     provenance,
-    quantized,
-    scaled_by,
-    window,
+    scale_of,
+    stored_as,
 )
 from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey, Whitening
 from voxelsigma.gadgets.planes import assemble, pick_device
 from voxelsigma.gadgets.properties import boolean, choice, integer, number, several
+from voxelsigma.gadgets.recon_data import refuse_collected
 from voxelsigma.gadgets.reconstruction import (
     Reconstruction,
     load_method,
@@ -55,7 +55,7 @@ class SketchProperties:
     It stops at `probes`, at `target_error` (relative, median over the object) or after `time_budget` seconds a plane,
     whichever comes first; with a `seed` on counts alone, so that it can be repeated. `maps` lists the series to
     emit. `estimator` `auto` computes exactly where that is cheap (a linear reconstruction with sampling along one
-    axis). `type` is the data type of the series.
+    axis). `dtype` is the data type of the series.
     """
 
     probes: int = integer(64, 2, 65536)
@@ -66,7 +66,7 @@ class SketchProperties:
     estimator: str = choice("auto", "auto", "sketch", "exact")
     control_variate: bool = boolean(True)
     chunk: int | None = integer(None, 1, 4096)
-    type: str = choice("float32", "float32", "uint16")
+    dtype: str = choice("float32", "float32", "uint16")
     device: str = choice("auto", "auto", "cpu", "cuda")
     forward: tuple[str, ...] = several((), "covariance", "kspace", "sensitivities")
 
@@ -142,6 +142,7 @@ class Sketch:
                 del kspaces[repeated.planes[0].item.key], maps[repeated.planes[0].item.key]
                 yield from self._maps(repeated, numbers)
             else:
+                refuse_collected("sketch", item)
                 yield item
 
     def _repeat(
@@ -153,7 +154,8 @@ class Sketch:
             raise ValueError(
                 f"sketch: no k-space came for the image of {key}; set forward='kspace sensitivities' before it"
             )
-        card = load_card(str(image.meta.get("voxelsigma_model_card") or image.meta["voxelsigma_model"]))
+        path = str(image.meta.get("voxelsigma_model_card", "")).encode("ascii").decode("unicode_escape")
+        card = load_card(path or str(image.meta["voxelsigma_model"]))
         stated = image.meta.get("voxelsigma_regularization")
         method = load_method(card, self.device, None if stated is None else float(stated))
         found = matching(maps, kspaces[key], "sketch")
@@ -188,18 +190,16 @@ class Sketch:
             comment = layer.comment
             if name == "gfactor" and not isinstance(reconstruction.functions[0], SenseReconstruction):
                 comment = "noise ratio to full sampling, not lost contrast"
+            stored, scale = stored_as(array, self.properties.dtype, layer.factor, comment)
+            history = [*history_of(reconstruction.image), result.estimator]
             meta: dict[str, MetaValue] = {
-                **described(["Quantitative", layer.role], comment, ["voxelsigma", result.estimator], kspace),
+                **described(["Quantitative", layer.role], comment, history, kspace),
                 **common,
+                **scale,
+                "Use_dedicated_scaling_factor": 1,
                 "voxelsigma_map": name,
                 "voxelsigma_kind": "complex" if name == "complex" else "magnitude",
             }
-            stored: npt.NDArray[np.generic] = array
-            if self.properties.type == "uint16":
-                stored = quantized(array, layer.factor, comment)
-                meta |= window(array, layer.factor) | scaled_by(layer.factor)
-            else:
-                meta |= window(array)
             yield make_image(stored, kspace, numbers, layer.series, meta)
 
     def _estimate(self, reconstruction: Reconstruction) -> _Result:
@@ -282,6 +282,7 @@ class Sketch:
         kspace = reconstruction.planes[0].item
         stated = reconstruction.image.meta.get("voxelsigma_regularization")
         exact = result.estimator == "exact"
+        image_scale = scale_of(reconstruction.image)
         return {
             **provenance(kspace),
             **method_meta(reconstruction.card, None if stated is None else float(stated), reconstruction.sensitivities),
@@ -294,6 +295,7 @@ class Sketch:
             "voxelsigma_covariance_error": f"{covariance_error(whitening.effective_samples):.4g}"
             if whitening.samples
             else "unknown",
+            "voxelsigma_image_scale": "" if image_scale is None else f"{image_scale:g}",
             "voxelsigma_acceleration": str(reconstruction.image.meta.get("voxelsigma_acceleration", "")),
             "voxelsigma_unfit": str(reconstruction.image.meta.get("voxelsigma_unfit", "")),
         }

@@ -51,9 +51,8 @@ class Volume:
     marked: bool = False
 
     @classmethod
-    def start(cls, key: VolumeKey, encoding: Encoding, coils: int) -> "Volume":
+    def start(cls, key: VolumeKey, encoding: Encoding, geometry: ReadoutGeometry, coils: int) -> "Volume":
         """An empty volume; ValueError if the header's matrix cannot be meant."""
-        geometry = ReadoutGeometry.of(encoding)
         matrix = (*encoding.encoded_matrix[:2], geometry.size)
         size = 8 * coils * math.prod(matrix)
         if size > MAX_VOLUME_BYTES:
@@ -69,12 +68,20 @@ class Volume:
             headers=np.zeros(matrix[:2], dtype=HEADER_DTYPE),
         )
 
-    def add_image(self, samples: Samples, line: tuple[int, int], header: np.void, acquired: tuple[int, int]) -> None:
-        """Add an imaging readout, oversampling removed, shape `(coils, k0)`."""
-        if self.acquired not in (None, acquired):
+    def add_image(
+        self,
+        samples: Samples,
+        line: tuple[int, int],
+        header: np.void,
+        acquired: tuple[int, int],
+        geometry: ReadoutGeometry,
+    ) -> None:
+        """Add an imaging readout, oversampling removed, shape `(coils, k0)`; it must be like those before it."""
+        if self.acquired not in (None, acquired) or geometry != self.geometry:
             raise ValueError(
-                f"accumulate: readout {int(header['scan_counter'])} covers samples {acquired[0]} to {acquired[1] - 1}, "
-                f"those before it {self.acquired}; the readout window must not change within a volume ({self.key})"
+                f"accumulate: readout {int(header['scan_counter'])} covers samples {acquired[0]} to {acquired[1] - 1} "
+                f"of {geometry.oversampled}, those before it {self.acquired} of {self.geometry.oversampled}; "
+                f"the readout window must not change within a volume ({self.key})"
             )
         self.acquired = acquired
         self.image.add(samples, line)
@@ -134,6 +141,7 @@ class Volume:
         profile = np.ones(size) if part is None else (np.abs(part) ** 2).sum(axis=1)
         line_variance = np.where(self.image.count > 0, 2 / np.maximum(self.image.count, 1), 0)
         encoding = self.encoding
+        encoded = ReadoutGeometry.of(encoding)
         return KSpace(
             data=self.image.mean(),
             variance=(line_variance[..., None] * profile).astype(np.float32),
@@ -143,7 +151,7 @@ class Volume:
             limits=limits,
             encoded_fov_mm=(
                 *encoding.encoded_fov_mm[:2],
-                encoding.encoded_fov_mm[2] * size / oversampled,
+                encoding.encoded_fov_mm[2] * size / encoded.oversampled,
             ),
             recon_fov_mm=encoding.recon_fov_mm,
             recon_matrix=encoding.recon_matrix,

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from gadgetron.types.recon_data import SamplingDescription
 from ismrmrd import Acquisition, Image, Meta, constants
 
-from voxelsigma.formats.readouts import ReadoutBlock, acquisitions_of
 from voxelsigma.gadgets.items import (
     Item,
     KSpace,
@@ -28,9 +27,7 @@ SERIES_VARIANCE: Final = 9002
 
 def to_wire(item: Item) -> Iterator[Any]:
     """What goes onto the wire for an item: one object, several, or itself."""
-    if isinstance(item, ReadoutBlock):
-        yield from acquisitions_of(item)
-    elif isinstance(item, NoiseCovariance):
+    if isinstance(item, NoiseCovariance):
         yield _covariance_image(item)
     elif isinstance(item, Sensitivities):
         yield _sensitivities_image(item)
@@ -42,7 +39,11 @@ def to_wire(item: Item) -> Iterator[Any]:
 
 
 class FromWire:
-    """Items from what comes off the wire; a k-space is the pair of a variance image and the RECON_DATA behind it."""
+    """Items from what comes off the wire.
+
+    A k-space is the pair of a variance image and the RECON_DATA behind it. A RECON_DATA alone comes from Gadgetron's
+    own gadgets and stays what it is, like a bucket.
+    """
 
     def __init__(self) -> None:
         self._variance: Image | None = None
@@ -54,8 +55,12 @@ class FromWire:
         elif isinstance(found, Image) and found.image_series_index == SERIES_SENSITIVITIES:
             yield _sensitivities(found)
         elif isinstance(found, Image) and found.image_series_index == SERIES_VARIANCE:
+            if self._variance is not None:
+                raise ValueError(
+                    f"wire: two sample variances (series {SERIES_VARIANCE}) without the RECON_DATA that belongs between"
+                )
             self._variance = found
-        elif isinstance(found, ReconData):
+        elif isinstance(found, ReconData) and self._variance is not None:
             yield from _kspaces(found, self._variance)
             self._variance = None
         else:
@@ -86,6 +91,7 @@ def _covariance_image(item: NoiseCovariance) -> Image:
         "source": item.source,
         "calibrated": int(item.calibrated),
         "applied_scale": None if item.applied_scale is None else repr(item.applied_scale),
+        "measured_variance": None if item.measured_variance is None else repr(item.measured_variance),
     }
     return _sidecar(item.matrix.astype(np.complex64), SERIES_COVARIANCE, "NOISE_COVARIANCE", meta)
 
@@ -93,7 +99,7 @@ def _covariance_image(item: NoiseCovariance) -> Image:
 def _covariance(image: Image) -> NoiseCovariance:
     meta = image.meta
     labels = meta.get("labels", [])
-    scale = meta.get("applied_scale")
+    scale, measured = meta.get("applied_scale"), meta.get("measured_variance")
     return NoiseCovariance(
         matrix=image.data[0, 0].astype(np.complex128),
         samples=int(meta["samples"]),
@@ -104,6 +110,7 @@ def _covariance(image: Image) -> NoiseCovariance:
         source=str(meta["source"]),
         calibrated=meta["calibrated"] == "1",
         applied_scale=None if scale is None else float(scale),
+        measured_variance=None if measured is None else float(measured),
     )
 
 
@@ -150,29 +157,31 @@ def _buffer(item: KSpace, data: npt.NDArray[np.complex64], headers: npt.NDArray[
     return ReconBuffer(data[None, None, None], headers[None, None, None], sampling)
 
 
-def _kspaces(found: ReconData, variance: Image | None) -> Iterator[KSpace]:
+def _kspaces(found: ReconData, variance: Image) -> Iterator[KSpace]:
     """One k-space for each slice, set and repetition of RECON_DATA."""
     for bit in found.bits:
         for index in np.ndindex(bit.data.data.shape[:3]):
             yield _kspace(bit, index, variance)
 
 
-def _kspace(bit: ReconBit, index: tuple[int, ...], sidecar: Image | None) -> KSpace:
+def _kspace(bit: ReconBit, index: tuple[int, ...], sidecar: Image) -> KSpace:
     data, headers = bit.data.data[index], bit.data.headers[index]
-    sampled = headers["number_of_samples"] > 0
-    reference, reference_lines = None, np.zeros(sampled.shape, dtype=bool)
+    if sidecar.data.shape != (1, *data.shape[1:]):
+        raise ValueError(
+            f"wire: a sample variance has shape {sidecar.data.shape[1:]}, the RECON_DATA behind it {data.shape[1:]}; "
+            "expected equal shapes"
+        )
+    reference, reference_lines = None, np.zeros(headers.shape, dtype=bool)
     if bit.reference is not None:
         reference = bit.reference.data[index]
         reference_lines = np.abs(reference).max(axis=(0, 3)) > 0
     sampling = bit.data.sampling
     limits = tuple((int(entry.min), int(entry.max)) for entry in sampling.sampling_limits)[::-1]
-    # without its sidecar nothing is known of the noise but where samples are
-    variance = np.where(sampled[..., None], np.float32(2), np.float32(0)) * np.ones(data.shape[-1], np.float32)
-    meta = Meta() if sidecar is None else sidecar.meta
+    meta = sidecar.meta
     readout = meta.get("readout")
     return KSpace(
         data=data,
-        variance=variance.astype(np.float32) if sidecar is None else sidecar.data[0].copy(),
+        variance=sidecar.data[0].copy(),
         reference=reference,
         reference_lines=reference_lines,
         headers=headers,
@@ -200,6 +209,7 @@ def _zyx_int(values: Any) -> tuple[int, int, int]:
 def _whitening(meta: Meta) -> Whitening | None:
     if "whitening_source" not in meta:
         return None
+    measured = meta.get("whitening_measured_variance")
     return Whitening(
         source=str(meta["whitening_source"]),
         samples=int(meta["whitening_samples"]),
@@ -209,4 +219,5 @@ def _whitening(meta: Meta) -> Whitening | None:
         bandwidth=float(meta["whitening_bandwidth"]),
         scale=float(meta["whitening_scale"]),
         calibrated=meta["whitening_calibrated"] == "1",
+        measured_variance=None if measured is None else float(measured),
     )

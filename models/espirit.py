@@ -109,7 +109,9 @@ def _espirit_plane(region: Tensor, size: tuple[int, int], settings: EspiritSetti
 
 def _kernel_correlation(region: Tensor, settings: EspiritSettings) -> Tensor:
     r"""Correlation of the row-space kernels, :math:`\sum_k v_k \star v_k^*`, shape `(coils, coils, lags, lags)`."""
-    coils, width = region.shape[0], settings.kernel
+    coils, width, dtype = region.shape[0], settings.kernel, region.dtype
+    # in float32 the last bits of the kernels are worth 2e-4 in the maps where no coil sees anything
+    region = region.to(torch.complex128)
     # patches: (coils, r1, r0) -> (positions, coils · kernel²)
     patches = region.unfold(1, width, 1).unfold(2, width, 1).permute(1, 2, 0, 3, 4).reshape(-1, coils * width**2)
     values, vectors = torch.linalg.eigh(patches.mT @ patches.conj())
@@ -117,7 +119,7 @@ def _kernel_correlation(region: Tensor, settings: EspiritSettings) -> Tensor:
     kernels = kept.mT.reshape(-1, coils, width, width)
     padded = torch.fft.fft2(kernels, s=(2 * width - 1, 2 * width - 1))
     spectrum = torch.einsum("kauv,kbuv->abuv", padded, padded.conj())
-    return torch.fft.fftshift(torch.fft.ifft2(spectrum), dim=(-2, -1)) / width**2
+    return (torch.fft.fftshift(torch.fft.ifft2(spectrum), dim=(-2, -1)) / width**2).to(dtype)
 
 
 def _leading_eigenvector(operator: Tensor, virtual: Tensor, settings: EspiritSettings) -> Tensor:

@@ -271,7 +271,7 @@ def test_incomplete_series_say_so(scan: SimulatedScan, run: Any) -> None:
 def test_integers_for_consoles_keep_their_scale(
     scan: SimulatedScan, run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    floats, integers = sense_chain(run, scan), sense_chain(run, scan, type="uint16")
+    floats, integers = sense_chain(run, scan), sense_chain(run, scan, dtype="uint16")
     for index, factor in ((2000, 1000), (2100, 10), (2200, 1000)):
         np.testing.assert_allclose(series(integers, index) / factor, series(floats, index), atol=0.51 / factor)
         item = next(item for item in integers if item.image_series_index == index)
@@ -279,7 +279,7 @@ def test_integers_for_consoles_keep_their_scale(
         assert float(item.meta["GADGETRON_ScaleRatio"]) == factor
     assert caplog.text == ""
     loud = simulate(Simulation(matrix=(1, 32, 32), coils=4, acceleration=1, mask="uniform_1d", snr=20000))
-    sense_chain(run, loud, type="uint16")
+    sense_chain(run, loud, dtype="uint16")
     assert "voxels are above 6553.5 and saturate" in caplog.text
 
 
