@@ -29,6 +29,7 @@ logger = logging.getLogger("voxelsigma.wire")
 
 BLOCK_SECONDS: Final = 0.05
 BLOCK_READOUTS: Final = 256
+BLOCK_BYTES: Final = 2**19
 SILENCE_SECONDS: Final = 2.0
 
 _CLOSE_TAIL: Final = b"\4\0"
@@ -160,7 +161,7 @@ def items_of(messages: Iterator[Any]) -> Iterator[Item]:
                     waiting = []
                 since = since if waiting else time.monotonic()
                 waiting.append(block)
-                full = sum(map(len, waiting)) >= BLOCK_READOUTS or time.monotonic() - since >= BLOCK_SECONDS
+                full = _large(waiting) or time.monotonic() - since >= BLOCK_SECONDS
                 if cut or full:
                     yield joined(waiting)
                     waiting = []
@@ -172,6 +173,11 @@ def items_of(messages: Iterator[Any]) -> Iterator[Item]:
             yield from convert(found)
     if waiting:
         yield joined(waiting)
+
+
+def _large(blocks: list[ReadoutBlock]) -> bool:
+    """Whether joining more would cost more than it saves."""
+    return sum(map(len, blocks)) >= BLOCK_READOUTS or sum(block.samples.nbytes for block in blocks) >= BLOCK_BYTES
 
 
 def _cut(block: ReadoutBlock) -> Iterator[tuple[ReadoutBlock, bool]]:

@@ -54,7 +54,9 @@ class CoilMaps:
                 refuse_collected("coil_maps", item)
                 yield item
                 continue
-            yield self.estimate(item, device)
+            with self.context.turns():
+                found = self.estimate(item, device)
+            yield found
             if "kspace" in self.properties.forward:
                 yield item
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 from ismrmrd import constants
 
 from voxelsigma.formats.header import Encoding
@@ -41,8 +42,18 @@ class ReadoutGeometry:
         """Crop the field of view along the last axis, `(..., oversampled)` to `(..., size)`; noise stays white."""
         if self.size == self.oversampled:
             return samples
+        if self.size % 2 == self.oversampled % 2 == 0:
+            return self._remove_even(samples)
         first = self.oversampled // 2 - self.size // 2
         return fft_centred(ifft_centred(samples)[..., first : first + self.size])
+
+    def _remove_even(self, samples: Samples) -> Samples:
+        """The same between even sizes, where the shifts to the centre and back cancel: both turn odd voxels' sign."""
+        half = self.size // 2
+        image = scipy.fft.ifft(samples, axis=-1, norm="ortho")
+        kept = np.concatenate([image[..., :half], image[..., -half:]], axis=-1)
+        found: Samples = scipy.fft.fft(kept, axis=-1, norm="ortho", overwrite_x=True)
+        return found
 
     def matrix(self) -> npt.NDArray[np.complex64]:
         """The same as a matrix, shape `(size, oversampled)`."""

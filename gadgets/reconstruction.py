@@ -1,8 +1,9 @@
 """Reconstruction: k-space and sensitivities to an image in SNR units, by the method of a model card."""
 
 import logging
+import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,11 @@ from voxelsigma.models.grid import Window
 from voxelsigma.noise.linearize import Linearization, linearize
 
 logger = logging.getLogger("voxelsigma.reconstruct")
+
+MOST_LOADED: Final = 8
+
+_loading = threading.Lock()
+_loaded: dict[tuple[str, str, float | None, int], Reconstructor] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +70,6 @@ class Reconstruction:
         The reconstruction of each.
     values
         The complex image of each.
-    linearization
-        Of a slice's only plane; those of a volume's planes are made when needed.
     card
         The method.
     sensitivities
@@ -76,14 +80,11 @@ class Reconstruction:
     planes: list[Plane]
     functions: list[BoundReconstruction]
     values: list[Tensor]
-    linearization: Linearization | None
     card: ModelCard
     sensitivities: str
 
     def linearize(self, number: int) -> Linearization:
-        """Linearization of one plane."""
-        if self.linearization is not None:
-            return self.linearization
+        """Linearization of one plane: made when it is needed, so that the image does not wait for it."""
         return linearize(self.functions[number], self.planes[number].kspace)
 
 
@@ -118,7 +119,8 @@ class Reconstruct:
                 found = matching(maps, item, "reconstruct")
                 # a long series must not keep what it is done with
                 del maps[item.key]
-                result = self._reconstruct(item, found, numbers, warned)
+                with self.context.turns():
+                    result = self._reconstruct(item, found, numbers, warned)
                 done += 1
                 self.context.progress("slices", done, 0)
                 if "linearization" in self.properties.forward:
@@ -134,9 +136,7 @@ class Reconstruct:
     def _reconstruct(
         self, kspace: KSpace, sensitivities: Sensitivities, numbers: SeriesNumbers, warned: set[str]
     ) -> Reconstruction:
-        shared = "linearization" in self.properties.forward
-        result = reconstruct_planes(kspace, sensitivities, self.method, self.device, linearized=shared)
-        planes, functions, values, linearization = result
+        planes, functions, values = reconstruct_planes(kspace, sensitivities, self.method, self.device)
         reason = unfit(self.card, kspace, planes[0], functions[0].windows)
         if reason and reason not in warned:
             warned.add(reason)
@@ -162,16 +162,22 @@ class Reconstruct:
             planes=planes,
             functions=functions,
             values=values,
-            linearization=linearization,
             card=self.card,
             sensitivities=sensitivities.method,
         )
 
 
 def load_method(card: ModelCard, device: torch.device, regularization: float | None) -> Reconstructor:
-    """The method of a card, with another regularisation where one is given."""
-    overrides = {} if regularization is None else {"regularization": regularization}
-    return load_model(card, device, **overrides)
+    """The method of a card, with another regularisation where one is given; what was loaded once is kept."""
+    stamp = card.weights.stat().st_mtime_ns if card.weights is not None and card.weights.is_file() else 0
+    key = (repr(card), str(device), regularization, stamp)
+    with _loading:
+        if key not in _loaded:
+            overrides = {} if regularization is None else {"regularization": regularization}
+            _loaded[key] = load_model(card, device, **overrides)
+            while len(_loaded) > MOST_LOADED:
+                del _loaded[next(iter(_loaded))]
+        return _loaded[key]
 
 
 def check_regularization(gadget: str, card: ModelCard, regularization: float | None) -> None:
@@ -188,18 +194,13 @@ def reconstruct_planes(
     sensitivities: Sensitivities,
     method: Reconstructor,
     device: torch.device,
-    *,
-    linearized: bool,
-) -> tuple[list[Plane], list[BoundReconstruction], list[Tensor], Linearization | None]:
-    """Planes, the reconstruction of each, its image, and the linearization of a slice where that is wanted."""
+) -> tuple[list[Plane], list[BoundReconstruction], list[Tensor]]:
+    """Planes, the reconstruction of each, and its image."""
     planes = list(planes_of(kspace, sensitivities, device))
     functions = [method.bind(plane.problem) for plane in planes]
-    if linearized and len(planes) == 1:
-        linearization = linearize(functions[0], planes[0].kspace)
-        return planes, functions, [linearization.value], linearization
     with torch.no_grad():
         values = [function(plane.kspace) for function, plane in zip(functions, planes, strict=True)]
-    return planes, functions, values, None
+    return planes, functions, values
 
 
 def matching(maps: dict[VolumeKey, Sensitivities], kspace: KSpace, gadget: str) -> Sensitivities:

@@ -3,13 +3,15 @@
 import logging
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from ismrmrd import Image
 from torch import Tensor
 
+from voxelsigma.gadgets.afterwork import Stop, Task, with_afterwork
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.images import (
     SERIES_GFACTOR,
@@ -27,7 +29,7 @@ from voxelsigma.gadgets.images import (
     scale_of,
     stored_as,
 )
-from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey, Whitening
+from voxelsigma.gadgets.items import Item, KSpace, Sensitivities, Stream, VolumeKey, Whitening
 from voxelsigma.gadgets.planes import assemble, pick_device
 from voxelsigma.gadgets.properties import boolean, choice, integer, number, several
 from voxelsigma.gadgets.recon_data import refuse_collected
@@ -42,6 +44,7 @@ from voxelsigma.models.cards import load_card
 from voxelsigma.models.sense import SenseReconstruction
 from voxelsigma.noise.covariance import covariance_bias, covariance_error
 from voxelsigma.noise.gfactor import noise_ratio
+from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map
 from voxelsigma.noise.sketch import Stopping, object_mask, sketch
 
@@ -118,61 +121,63 @@ class Sketch:
         self.seed = secrets.randbits(62) if properties.seed is None else properties.seed
 
     def __call__(self, items: Stream) -> Stream:
-        """Images in; each image, then its maps, out."""
+        """Images in; images out, and behind each its maps, as soon as they are there."""
         maps: dict[VolumeKey, Sensitivities] = {}
         kspaces: dict[VolumeKey, KSpace] = {}
         numbers = SeriesNumbers()
-        for item in items:
+
+        def sort(item: Item) -> tuple[list[Item], Task | None]:
             if isinstance(item, Reconstruction):
                 maps.pop(item.planes[0].item.key, None)
-                yield item.image
-                yield from self._maps(item, numbers)
-            elif isinstance(item, Sensitivities):
+                return [item.image], partial(self._maps, item, numbers)
+            if isinstance(item, Sensitivities):
                 maps[item.key] = item
-                if "sensitivities" in self.properties.forward:
-                    yield item
-            elif isinstance(item, KSpace):
+                return [item] if "sensitivities" in self.properties.forward else [], None
+            if isinstance(item, KSpace):
                 kspaces[item.key] = item
-                if "kspace" in self.properties.forward:
-                    yield item
-            elif isinstance(item, Image) and _is_ours(item):
-                yield item
-                repeated = self._repeat(item, kspaces, maps)
-                # a long series must not keep what it is done with
-                del kspaces[repeated.planes[0].item.key], maps[repeated.planes[0].item.key]
-                yield from self._maps(repeated, numbers)
-            else:
-                refuse_collected("sketch", item)
-                yield item
+                return [item] if "kspace" in self.properties.forward else [], None
+            if isinstance(item, Image) and _is_ours(item):
+                kspace, found = self._take(item, kspaces, maps)
+                return [item], partial(self._repeated_maps, item, kspace, found, numbers)
+            refuse_collected("sketch", item)
+            return [item], None
 
-    def _repeat(
+        return with_afterwork(items, sort)
+
+    def _take(
         self, image: Image, kspaces: dict[VolumeKey, KSpace], maps: dict[VolumeKey, Sensitivities]
-    ) -> Reconstruction:
-        """Bind the method that an image of another process names to its k-space."""
+    ) -> tuple[KSpace, Sensitivities]:
+        """What came before an image of another process; a long series must not keep what it is done with."""
         key = VolumeKey(**{name: int(getattr(image, name)) for name in VolumeKey.__dataclass_fields__})
         if key not in kspaces:
             raise ValueError(
                 f"sketch: no k-space came for the image of {key}; set forward='kspace sensitivities' before it"
             )
+        found = matching(maps, kspaces[key], "sketch")
+        del maps[key]
+        return kspaces.pop(key), found
+
+    def _repeated_maps(
+        self, image: Image, kspace: KSpace, sensitivities: Sensitivities, numbers: SeriesNumbers, stop: Stop
+    ) -> Iterator[Image]:
+        """Maps by the method that an image of another process names."""
         path = str(image.meta.get("voxelsigma_model_card", "")).encode("ascii").decode("unicode_escape")
         card = load_card(path or str(image.meta["voxelsigma_model"]))
         stated = image.meta.get("voxelsigma_regularization")
         method = load_method(card, self.device, None if stated is None else float(stated))
-        found = matching(maps, kspaces[key], "sketch")
-        planes, functions, values, linearization = reconstruct_planes(
-            kspaces[key], found, method, self.device, linearized=True
-        )
-        return Reconstruction(
+        with self.context.turns():
+            planes, functions, values = reconstruct_planes(kspace, sensitivities, method, self.device)
+        repeated = Reconstruction(
             image=image,
             planes=planes,
             functions=functions,
             values=values,
-            linearization=linearization,
             card=card,
-            sensitivities=found.method,
+            sensitivities=sensitivities.method,
         )
+        yield from self._maps(repeated, numbers, stop)
 
-    def _maps(self, reconstruction: Reconstruction, numbers: SeriesNumbers) -> Iterator[Image]:
+    def _maps(self, reconstruction: Reconstruction, numbers: SeriesNumbers, stop: Stop) -> Iterator[Image]:
         kspace = reconstruction.planes[0].item
         if kspace.whitening is None:
             raise ValueError(
@@ -180,7 +185,7 @@ class Sketch:
                 "before 'accumulate' (with forward='covariance'), or set prewhitened='true' there if something else "
                 "did it"
             )
-        result = self._estimate(reconstruction)
+        result = self._estimate(reconstruction, stop)
         whitening = kspace.whitening
         bias = covariance_bias(whitening.coils, whitening.effective_samples) if whitening.samples else 1.0
         common = self._meta(reconstruction, result, whitening, bias)
@@ -202,13 +207,13 @@ class Sketch:
             }
             yield make_image(stored, kspace, numbers, layer.series, meta)
 
-    def _estimate(self, reconstruction: Reconstruction) -> _Result:
+    def _estimate(self, reconstruction: Reconstruction, stop: Stop) -> _Result:
         """Maps of all planes, assembled."""
         kspace = reconstruction.planes[0].item
         pairs, ratios = [], []
         objects: list[Tensor] = []
         for index, plane in enumerate(reconstruction.planes):
-            found, estimator = self._plane(reconstruction, index)
+            found, estimator = self._plane(reconstruction, index, stop)
             pairs.append(found)
             windows = reconstruction.functions[index].windows
             gain = plane.readout_gain * plane.problem.interpolation_gain(windows).to(self.device)
@@ -242,12 +247,14 @@ class Sketch:
         )
         return result
 
-    def _plane(self, reconstruction: Reconstruction, index: int) -> tuple[dict[MapKind, SigmaMap], str]:
+    def _plane(self, reconstruction: Reconstruction, index: int, stop: Stop) -> tuple[dict[MapKind, SigmaMap], str]:
         """Both maps of one plane, and how they were estimated."""
         chosen = self.properties
         function, plane = reconstruction.functions[index], reconstruction.planes[index]
         if chosen.estimator != "sketch":
-            variance = function.exact_variance() if isinstance(function, SenseReconstruction) else None
+            stop()
+            with self.context.turns():
+                variance = function.exact_variance() if isinstance(function, SenseReconstruction) else None
             if variance is not None:
                 return {
                     "magnitude": exact_map(variance / 2, "magnitude"),
@@ -262,10 +269,11 @@ class Sketch:
         total = len(reconstruction.planes)
 
         def report(done: int, limit: int) -> None:
+            stop()
             self.context.progress("probes", index * limit + done, total * limit)
 
         found = sketch(
-            reconstruction.linearize(index),
+            self._taking_turns(reconstruction, index),
             plane.probes(self.seed),
             stopping if chosen.seed is None else stopping.seeded(),
             covariate=plane.problem.covariate() if chosen.control_variate else None,
@@ -274,6 +282,17 @@ class Sketch:
         )
         estimator = "sketch with control variate" if chosen.control_variate else "sketch"
         return {"magnitude": found.map("magnitude"), "complex": found.map("complex")}, estimator
+
+    def _taking_turns(self, reconstruction: Reconstruction, index: int) -> Linearization:
+        """Linearization of one plane that leaves the device to others between its batches."""
+        with self.context.turns():
+            whole = reconstruction.linearize(index)
+
+        def push(tangents: Tensor) -> Tensor:
+            with self.context.turns():
+                return whole.push(tangents)
+
+        return replace(whole, push=push)
 
     def _meta(
         self, reconstruction: Reconstruction, result: _Result, whitening: Whitening, bias: float

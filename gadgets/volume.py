@@ -17,7 +17,7 @@ MAX_VOLUME_BYTES: Final = 64 * 2**30
 
 @dataclass(slots=True)
 class LineBuffer:
-    """Sums of lines on the encoded matrix."""
+    """Sums of lines on the encoded matrix, `(k2, k1, coils, k0)`: a line lies together, which makes adding it cheap."""
 
     total: Samples
     count: npt.NDArray[np.int64]
@@ -25,16 +25,20 @@ class LineBuffer:
     @classmethod
     def empty(cls, coils: int, matrix: tuple[int, int, int]) -> "LineBuffer":
         """For a matrix `(k2, k1, k0)`."""
-        return cls(np.zeros((coils, *matrix), dtype=np.complex64), np.zeros(matrix[:2], dtype=np.int64))
+        shape = (*matrix[:2], coils, matrix[2])
+        return cls(np.zeros(shape, dtype=np.complex64), np.zeros(matrix[:2], dtype=np.int64))
 
     def add(self, samples: Samples, line: tuple[int, int]) -> None:
         """Add one readout, shape `(coils, k0)`."""
-        self.total[:, line[0], line[1]] += samples
+        self.total[line] += samples
         self.count[line] += 1
 
     def mean(self) -> Samples:
         """Mean over the readouts of each line, shape `(coils, k2, k1, k0)`."""
-        return self.total / np.maximum(self.count, 1).astype(np.float32)[None, :, :, None]
+        found = np.ascontiguousarray(np.moveaxis(self.total, 2, 0))
+        if self.count.max(initial=0) > 1:
+            found /= np.maximum(self.count, 1).astype(np.float32)[None, :, :, None]
+        return found
 
 
 @dataclass(slots=True)
@@ -87,10 +91,7 @@ class Volume:
         self.image.add(samples, line)
         self.averages.add((*line, int(header["idx"]["average"])))
         if self.image.count[line] == 1:
-            kept = header.copy()
-            kept["number_of_samples"], kept["center_sample"] = self.geometry.size, self.geometry.size // 2
-            kept["discard_pre"] = kept["discard_post"] = 0
-            self.headers[line] = kept
+            self.headers[line] = header
 
     def missing(self, *, irregular: bool) -> str:
         """What is missing of the lines that the header calls for, in words; empty if nothing is, or nobody can tell."""
@@ -147,7 +148,7 @@ class Volume:
             variance=(line_variance[..., None] * profile).astype(np.float32),
             reference=None if reference is None else reference.mean(),
             reference_lines=np.zeros(self.headers.shape, dtype=bool) if reference is None else reference.count > 0,
-            headers=self.headers,
+            headers=self._sampled_headers(),
             limits=limits,
             encoded_fov_mm=(
                 *encoding.encoded_fov_mm[:2],
@@ -158,10 +159,20 @@ class Volume:
             whitening=whitening,
             incomplete=incomplete,
             partial_fourier=" ".join(
-                filter(None, (_partial_fourier(limits, self.image.total.shape[1:]), self._missing_corners()))
+                filter(None, (_partial_fourier(limits, (*self.headers.shape, size)), self._missing_corners()))
             ),
             readout=None if whole or size == oversampled else OversampledReadout(oversampled, start, stop),
         )
+
+    def _sampled_headers(self) -> Headers:
+        """Headers of the lines, as the samples are now: cropped, placed and centred."""
+        found = self.headers.copy()
+        sampled = self.image.count > 0
+        size = self.geometry.size
+        for name, value in (("number_of_samples", size), ("center_sample", size // 2), ("discard_pre", 0)):
+            found[name][sampled] = value
+        found["discard_post"][sampled] = 0
+        return found
 
     def _sampled_axes(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         sampled = self.image.count > 0

@@ -11,11 +11,13 @@ import numpy as np
 from ismrmrd import Waveform, WaveformHeader, constants
 
 from voxelsigma.formats.readouts import HEADER_DTYPE, Headers, ReadoutBlock, shape_of
-from voxelsigma.gadgets.wire_reader import Reader, bounded
+from voxelsigma.gadgets.wire_reader import Reader, bounded, memory_for
 
 ACQUISITION: Final = 1008
 MOST_READOUTS: Final = 1024
 """In one block, so that no step downstream takes long."""
+MAX_READOUT: Final = 2**30
+"""Bytes: 1,024 channels of 65,535 samples take half of it."""
 
 _HEAD_BYTES: Final = HEADER_DTYPE.itemsize
 
@@ -33,8 +35,9 @@ def read_readouts(reader: Reader) -> ReadoutBlock:
     what = "an ACQUISITION"
     first = np.frombuffer(reader.ready(_HEAD_BYTES, f"{what} header"), dtype=HEADER_DTYPE, count=1)[0]
     shape = shape_of(first)
+    coils, length, axes = shape
+    bounded(_HEAD_BYTES + length * (8 * coils + 4 * axes), what, MAX_READOUT)
     body = _body(*shape)
-    bounded(body.itemsize, what)
     message = np.dtype([("id", "<u2"), ("body", body)])
     whole = len(reader.buffered) - body.itemsize
     if whole < message.itemsize:
@@ -42,12 +45,10 @@ def read_readouts(reader: Reader) -> ReadoutBlock:
     # the id of the first readout is gone: its body comes first, then whole messages
     count = min(whole // message.itemsize, MOST_READOUTS - 1)
     rest = np.frombuffer(reader.buffered, dtype=message, count=count, offset=body.itemsize)
-    run = _equal(rest, shape)
-    found = np.empty(1 + run, dtype=body)
-    found[0] = np.frombuffer(reader.buffered, dtype=body, count=1)[0]
-    found[1:] = rest["body"][:run]
-    reader.skip(body.itemsize + run * message.itemsize)
-    return _block(found)
+    rest = rest[: _equal(rest, shape)]
+    found = _block(np.frombuffer(reader.buffered, dtype=body, count=1), rest["body"])
+    reader.skip(body.itemsize + rest.nbytes)
+    return found
 
 
 def readouts_bytes(block: ReadoutBlock) -> bytes:
@@ -57,12 +58,19 @@ def readouts_bytes(block: ReadoutBlock) -> bytes:
     found = np.zeros(readouts, dtype=np.dtype([("id", "<u2"), ("body", _body(*shape))]))
     found["id"] = ACQUISITION
     body = found["body"]
-    body["header"] = block.headers
-    for name, value in zip(("active_channels", "number_of_samples", "trajectory_dimensions"), shape, strict=True):
-        body["header"][name] = value
+    body["header"] = stated_headers(block)
     body["trajectory"] = block.trajectory
     body["samples"] = block.samples
     return found.tobytes()
+
+
+def stated_headers(block: ReadoutBlock) -> Headers:
+    """Headers of a block that state the shape which its readouts have, whatever they stated before."""
+    headers = block.headers.copy()
+    _, coils, length = block.samples.shape
+    for name, value in zip(_SHAPE_FIELDS, (coils, length, block.trajectory.shape[2]), strict=True):
+        headers[name] = value
+    return headers
 
 
 def read_waveform(reader: Reader) -> Waveform:
@@ -74,11 +82,10 @@ def read_waveform(reader: Reader) -> Waveform:
 def waveform_of(head: bytes, reader: Reader) -> Waveform:
     """A waveform of which the header is known already."""
     header = WaveformHeader.from_buffer_copy(head)
-    shape = (header.channels, header.number_of_samples)
-    bounded(4 * shape[0] * shape[1], "a WAVEFORM")
-    samples = reader.array(shape, np.uint32, "a WAVEFORM's samples")
-    waveform = Waveform(head)
-    waveform.data[:] = samples
+    size = bounded(4 * header.channels * header.number_of_samples, "a WAVEFORM", MAX_READOUT)
+    with memory_for("a WAVEFORM", size):
+        waveform = Waveform(head)
+    reader.fill(waveform.data, "a WAVEFORM's samples")
     return waveform
 
 
@@ -150,11 +157,12 @@ def _equal(messages: Any, shape: tuple[int, int, int]) -> int:
     return int(good.argmin()) if not good.all() else len(good)
 
 
-def _block(found: Any) -> ReadoutBlock:
+def _block(*bodies: Any) -> ReadoutBlock:
+    """Bodies behind each other, copied once."""
     return ReadoutBlock(
-        headers=np.ascontiguousarray(found["header"]),
-        samples=np.ascontiguousarray(found["samples"]),
-        trajectory=np.ascontiguousarray(found["trajectory"]),
+        headers=np.concatenate([body["header"] for body in bodies]),
+        samples=np.concatenate([body["samples"] for body in bodies]),
+        trajectory=np.concatenate([body["trajectory"] for body in bodies]),
     )
 
 
