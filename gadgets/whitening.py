@@ -1,27 +1,28 @@
-"""Prewhitening: the covariance from the noise readouts, then white noise with unit deviation per component."""
+"""Prewhitening: white noise with unit deviation per component, by the covariance of a noise measurement."""
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from ismrmrd import constants
 
+from voxelsigma.formats.noise_file import check_finite
 from voxelsigma.formats.readouts import ReadoutBlock
 from voxelsigma.gadgets.context import Context
-from voxelsigma.gadgets.items import Item, Stream
-from voxelsigma.gadgets.properties import sidecars
+from voxelsigma.gadgets.items import Item, Stream, VolumeKey, volume_key
+from voxelsigma.gadgets.noise_sources import NoiseSources, edge_of_kspace, line_distances, oversampled
+from voxelsigma.gadgets.properties import boolean, sidecars, text
 from voxelsigma.noise.covariance import (
-    GADGETRON_BANDWIDTH,
     NoiseCovariance,
-    effective_samples,
-    estimate_covariance,
     gadgetron_scale,
     whiten,
+    whitened_variance_factor,
     whitening_matrix,
 )
-from voxelsigma.noise.edge import edge_covariance
+from voxelsigma.noise.whitened_variance import OuterLines, WhitenedVariance, whitened_variance
 
 logger = logging.getLogger("voxelsigma.prewhiten")
 
@@ -38,11 +39,26 @@ NOT_IMAGING: Final = (
 )
 """Flags of readouts that are no lines of the image's k-space."""
 
+ENDS_OF_IMAGES: Final = (
+    constants.ACQ_LAST_IN_SLICE,
+    constants.ACQ_LAST_IN_REPETITION,
+    constants.ACQ_LAST_IN_MEASUREMENT,
+)
+
+LARGEST_DEVIATION: Final = 0.20
+"""Whitened data whose variance deviates by more from what is expected are warned of."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrewhitenProperties:
-    """Properties of `prewhiten`."""
+    """Properties of `prewhiten`.
 
+    `noise_file` is raw data with noise readouts, or a covariance as Gadgetron stores it; it goes before the host's own.
+    `store` says whether the stream's noise is kept in Gadgetron's storage service.
+    """
+
+    noise_file: str = text("")
+    store: bool = boolean(True)
     forward: tuple[str, ...] = sidecars()
 
 
@@ -50,9 +66,10 @@ class PrewhitenProperties:
 class Prewhiten:
     """Whiten readouts as Gadgetron's NoiseAdjust does.
 
-    Noise readouts are consumed. Data that arrive before any noise readout wait for one; where none comes before the
-    end, the covariance is estimated from the edge of k-space and everything made from it is
-    labelled `uncalibrated`.
+    The covariance comes from the first of these that there is: a noise file, noise readouts of the stream before
+    the data, the storage service (for the header's Noise dependency). Noise readouts are consumed. Data for which none
+    is there wait for noise readouts; where none come before the end, the covariance is estimated
+    from the edge of k-space and everything made from it is labelled `uncalibrated`.
     """
 
     properties: PrewhitenProperties
@@ -60,146 +77,160 @@ class Prewhiten:
 
     def __call__(self, items: Stream) -> Stream:
         """Readouts in, whitened readouts out, the covariance before them where it is to be forwarded."""
-        noise: list[ReadoutBlock] = []
-        waiting: list[Item] = []
-        whitener: _Whitener | None = None
+        named = Path(self.properties.noise_file) if self.properties.noise_file else self.context.noise
+        sources = NoiseSources(self.context.header, named, self.properties.store)
+        state = _State(self.context, sources, "covariance" in self.properties.forward)
         for item in items:
-            if not isinstance(item, ReadoutBlock):
+            if isinstance(item, ReadoutBlock):
+                is_noise = item.flagged(constants.ACQ_IS_NOISE_MEASUREMENT)
+                for block, noisy in item.runs(is_noise):
+                    if noisy:
+                        state.noise.append(block)
+                    else:
+                        yield from state.add(block)
+            elif state.waiting:
                 # order is kept: what comes behind waiting readouts waits with them
-                yield from self._pass(item, waiting)
-                continue
-            is_noise = item.flagged(constants.ACQ_IS_NOISE_MEASUREMENT)
-            for block, noisy in item.runs(is_noise):
-                if noisy and whitener is None:
-                    noise.append(block)
-                elif noisy:
-                    logger.info("noise readouts after the first whitened data are ignored: %d", len(block))
-                elif whitener is None and noise:
-                    whitener = self._whitener(self._from_noise(noise), block)
-                    yield from self._release(whitener, waiting)
-                    waiting = []
-                    yield whitener(block)
-                elif whitener is None:
-                    waiting.append(block)
-                else:
-                    yield whitener(block)
-        if whitener is None:
-            yield from self._at_end(noise, waiting)
+                state.waiting.append(item)
+            else:
+                yield item
+        yield from state.end()
 
-    def _pass(self, item: Item, waiting: list[Item]) -> Iterator[Item]:
-        if waiting:
-            waiting.append(item)
-        else:
-            yield item
 
-    def _release(self, whitener: "_Whitener", waiting: list[Item]) -> Iterator[Item]:
-        """The covariance where asked for, then what waited."""
-        if "covariance" in self.properties.forward:
-            yield whitener.covariance
-        for item in waiting:
-            yield whitener(item) if isinstance(item, ReadoutBlock) else item
+@dataclass(slots=True)
+class _State:
+    """What a stream has brought so far."""
 
-    def _at_end(self, noise: list[ReadoutBlock], waiting: list[Item]) -> Iterator[Item]:
-        """The stream has ended without whitening anything."""
-        readouts = [item for item in waiting if isinstance(item, ReadoutBlock)]
-        if not readouts:
-            if noise:
-                count = sum(map(len, noise))
-                raise ValueError(f"prewhiten: the stream holds noise readouts only ({count}) and no imaging readout")
-            yield from waiting
+    context: Context
+    sources: NoiseSources
+    forward: bool
+    noise: list[ReadoutBlock] = field(default_factory=list)
+    waiting: list[Item] = field(default_factory=list)
+    whitener: "_Whitener | None" = None
+    check: "_ScaleCheck | None" = None
+
+    def add(self, block: ReadoutBlock) -> Iterator[Item]:
+        """Readouts that are not noise."""
+        if self.whitener is None and (self.noise or not self.waiting):
+            # without new noise there is nothing that was not there for the first of the waiting ones
+            self._start(block)
+            yield from self._release()
+        if self.whitener is None:
+            self.waiting.append(block)
             return
-        covariance = self._from_noise(noise) if noise else self._from_edge(readouts)
-        yield from self._release(self._whitener(covariance, readouts[0]), waiting)
+        self._late()
+        yield from self._whitened(block)
 
-    def _from_noise(self, blocks: list[ReadoutBlock]) -> NoiseCovariance:
-        """Covariance of the noise readouts."""
-        shapes = {block.samples.shape[1] for block in blocks}
-        if len(shapes) > 1:
-            raise ValueError(f"prewhiten: noise readouts have {sorted(shapes)} channels; expected one number")
-        for block in blocks:
-            _check_finite(block)
-        # readouts of different length share coils: one readout after the other along time
-        length = min(block.samples.shape[2] for block in blocks)
-        equal = np.concatenate([block.samples[:, :, :length] for block in blocks])
-        columns = [np.moveaxis(block.samples, 1, 0).reshape(1, block.samples.shape[1], -1) for block in blocks]
-        samples = np.concatenate(columns, axis=2)
-        matrix = estimate_covariance(samples)
-        coils, count = matrix.shape[0], samples.shape[2]
-        if count < 10 * coils:
-            logger.warning(
-                "only %d noise samples for %d coils: at least %d are needed for a useful covariance",
-                count,
-                coils,
-                10 * coils,
-            )
-        bandwidth = self.context.header.noise_bandwidth
-        if bandwidth is None:
-            logger.info("header has no relativeReceiverNoiseBandwidth: %.3f is used", GADGETRON_BANDWIDTH)
-        correlated = effective_samples(equal) if equal.shape[0] * length > coils else float(count)
-        return NoiseCovariance(
-            matrix=matrix,
-            samples=count,
-            effective_samples=correlated * count / max(1, equal.shape[0] * length),
-            dwell_time_us=float(blocks[0].headers["sample_time_us"][0]),
-            bandwidth=GADGETRON_BANDWIDTH if bandwidth is None else bandwidth,
-            labels=self.context.header.coil_labels,
+    def end(self) -> Iterator[Item]:
+        """The stream has ended."""
+        readouts = [item for item in self.waiting if isinstance(item, ReadoutBlock)]
+        if self.whitener is None and readouts:
+            if self.noise:
+                self._start(readouts[0])
+            else:
+                self.whitener = self._fixed(self._from_edge(readouts), readouts[0])
+            yield from self._release()
+        if self.whitener is not None:
+            self._late()
+            yield from self._judged(final=True)
+        elif self.noise:
+            covariance = self.sources.noise_scan(self.noise)
+            logger.info("the stream is a noise scan (%d readouts): nothing to whiten", sum(map(len, self.noise)))
+            if self.forward:
+                yield covariance
+
+    def _start(self, block: ReadoutBlock) -> None:
+        """Choose the covariance for the scan, if there is one yet."""
+        # the first readout of those that wait fixes the scale
+        first = next((item for item in self.waiting if isinstance(item, ReadoutBlock)), block)
+        covariance = self.sources.choose(self.noise, first.samples.shape[1])
+        if covariance is not None:
+            self.whitener = self._fixed(covariance, first)
+            self.noise = []
+
+    def _release(self) -> Iterator[Item]:
+        """The covariance where asked for, then what waited."""
+        if self.whitener is None:
+            return
+        if self.forward:
+            yield self.whitener.covariance
+        waiting, self.waiting = self.waiting, []
+        for item in waiting:
+            if isinstance(item, ReadoutBlock):
+                yield from self._whitened(item)
+            else:
+                yield item
+
+    def _whitened(self, block: ReadoutBlock) -> Iterator[Item]:
+        assert self.whitener is not None
+        found = self.whitener(block)
+        if self.check is not None:
+            self.check.add(found)
+            if found.flagged(*ENDS_OF_IMAGES).any():
+                yield from self._judged(final=False)
+        yield found
+
+    def _judged(self, *, final: bool) -> Iterator[Item]:
+        """The covariance once more, with the variance that was found, when the scale has been judged."""
+        if self.check is None or self.whitener is None:
+            return
+        verdict = self.check.judge(final=final)
+        if verdict is None:
+            return
+        self.check = None
+        if verdict.value is None:
+            logger.info("the scale of the whitened data cannot be checked: %s", verdict.reason)
+            return
+        self.whitener = replace(
+            self.whitener, covariance=replace(self.whitener.covariance, measured_variance=verdict.value)
         )
+        _report(verdict, self.whitener.covariance)
+        if self.forward:
+            yield self.whitener.covariance
+
+    def _late(self) -> None:
+        """Noise readouts that came when the data were being whitened."""
+        if not self.noise:
+            return
+        assert self.whitener is not None
+        if not self.sources.late(self.noise):
+            count = sum(map(len, self.noise))
+            logger.info("noise readouts after the first whitened data are ignored: %d", count)
+        self.noise = []
 
     def _from_edge(self, blocks: list[ReadoutBlock]) -> NoiseCovariance:
         """Covariance of the outermost lines, where no noise was measured."""
         logger.warning(
-            "the stream has no noise readouts: the covariance is estimated from the edge of k-space, "
-            "and every map is labelled uncalibrated"
+            "the stream has no noise readouts%s: the covariance is estimated from the edge of k-space, "
+            "and every map is labelled uncalibrated",
+            f", and {self.sources.not_found}" if self.sources.not_found else "",
         )
         lines = [block.select(~block.flagged(*NOT_IMAGING)) for block in blocks]
-        lines = [block for block in lines if len(block)]
-        shapes = {block.samples.shape[1:] for block in lines}
-        if len(shapes) != 1:
-            raise ValueError(
-                f"prewhiten: no noise readouts, and imaging readouts of {len(shapes)} shapes "
-                "(channels, samples): the covariance cannot be estimated from them"
-            )
-        for block in lines:
-            _check_finite(block)
-        headers = np.concatenate([block.headers for block in lines])
-        encoding = self.context.header.encodings[0]
-        distances = np.hypot(
-            *(
-                (headers["idx"][name].astype(np.float64) - encoding.line_limit(axis).center)
-                / encoding.encoded_matrix[2 - axis]
-                for axis, name in ((1, "kspace_encode_step_1"), (2, "kspace_encode_step_2"))
-            )
-        )
-        covariance = edge_covariance(
-            np.concatenate([block.samples for block in lines]),
-            distances,
-            float(headers["sample_time_us"][0]) or 1.0,
-            oversampled=encoding.encoded_fov_mm[2] > 1.2 * encoding.recon_fov_mm[2],
-        )
-        return replace(covariance, labels=self.context.header.coil_labels)
+        return edge_of_kspace([block for block in lines if len(block)], self.context.header)
 
-    def _whitener(self, covariance: NoiseCovariance, first: ReadoutBlock) -> "_Whitener":
+    def _fixed(self, covariance: NoiseCovariance, first: ReadoutBlock) -> "_Whitener":
         """Fix the scale for the scan, at its first readout that is not noise."""
         dwell = float(first.headers["sample_time_us"][0]) or (0.0 if covariance.calibrated else 1.0)
         scale = gadgetron_scale(dwell, covariance.dwell_time_us, covariance.bandwidth)
-        if scale == 1.0 and 0 in (dwell, covariance.dwell_time_us):
+        if 0 in (dwell, covariance.dwell_time_us):
             logger.warning(
                 "dwell times are %g us (imaging) and %g us (noise): 0 is unknown, the scale is taken as 1",
                 dwell,
                 covariance.dwell_time_us,
             )
+        counted = f"{covariance.samples} samples ({covariance.effective_samples:.0f} independent)"
         logger.info(
-            "covariance of %d coils from %s: %d samples (%.0f independent), dwell times %g us (noise) and %g us "
-            "(imaging), bandwidth %.3f, scale %.4g",
+            "covariance of %d coils from %s: %s, dwell times %g us (noise) and %g us (imaging), "
+            "bandwidth %.3f, scale %.4g",
             covariance.coils,
             covariance.source,
-            covariance.samples,
-            covariance.effective_samples,
+            counted if covariance.samples else "an unknown number of samples",
             covariance.dwell_time_us,
             dwell,
             covariance.bandwidth,
             scale,
         )
+        if covariance.calibrated:
+            self.check = _ScaleCheck(self.context)
         matrix = whitening_matrix(covariance.matrix, scale)
         return _Whitener(matrix, replace(covariance, applied_scale=scale))
 
@@ -218,16 +249,66 @@ class _Whitener:
                 f"prewhiten: readout {int(block.headers['scan_counter'][0])} has {coils} channels, "
                 f"the noise covariance {len(self.matrix)}; the number of channels must not change in a scan"
             )
-        _check_finite(block)
+        check_finite(block, "prewhiten")
         return block.with_samples(whiten(block.samples, self.matrix).astype(np.complex64, copy=False))
 
 
-def _check_finite(block: ReadoutBlock) -> None:
-    # a sum is not finite exactly if a sample is not (or the sum overflows, which no scanner's data does)
-    sums = block.samples.sum(axis=(1, 2))
-    if not np.isfinite(sums).all():
-        bad = int(np.flatnonzero(~np.isfinite(sums))[0])
-        raise ValueError(
-            f"prewhiten: readout {int(block.headers['scan_counter'][bad])} holds NaN or Inf samples; "
-            "expected finite samples"
-        )
+@dataclass(slots=True)
+class _ScaleCheck:
+    """Keeps lines of the first image, to tell the variance of the noise in them."""
+
+    context: Context
+    lines: OuterLines = field(default_factory=OuterLines)
+    key: VolumeKey | None = None
+    shape: tuple[int, ...] = ()
+    _judged_at: int = 0
+
+    def add(self, block: ReadoutBlock) -> None:
+        """Take the lines of the first image among whitened readouts."""
+        usable = ~block.flagged(*NOT_IMAGING) & (block.headers["encoding_space_ref"] == 0)
+        if not usable.any():
+            return
+        if self.key is None:
+            self.key = volume_key(block.headers[usable][0])
+            self.shape = block.samples.shape[1:]
+        for name in VolumeKey.__dataclass_fields__:
+            usable &= block.headers["idx"][name] == getattr(self.key, name)
+        if block.samples.shape[1:] != self.shape or not usable.any():
+            return
+        chosen = block if usable.all() else block.select(usable)
+        samples, reverse = chosen.samples, chosen.flagged(constants.ACQ_IS_REVERSE)
+        if reverse.any():
+            samples = np.where(reverse[:, None, None], samples[..., ::-1], samples)
+        self.lines.add(samples, line_distances(chosen.headers, self.context.header.encodings[0]))
+
+    def judge(self, *, final: bool) -> WhitenedVariance | None:
+        """The variance found; None if more lines may come that tell it."""
+        # an image may have many ends (partitions, averages): trying at each would cost more than it tells
+        if not final and self.lines.lines < 2 * self._judged_at:
+            return None
+        self._judged_at = self.lines.lines
+        encoding = self.context.header.encodings[0]
+        verdict = whitened_variance(*self.lines.split(), oversampled=oversampled(encoding))
+        return verdict if final or verdict.value is not None else None
+
+
+def _report(verdict: WhitenedVariance, covariance: NoiseCovariance) -> None:
+    """Say whether the scale is right."""
+    assert verdict.value is not None
+    expected = 2 * whitened_variance_factor(covariance.coils, covariance.effective_samples)
+    independent = [verdict.samples, covariance.coils * covariance.effective_samples]
+    error = sum(1 / count for count in independent if count > 0) ** 0.5
+    if abs(verdict.value / expected - 1) <= max(LARGEST_DEVIATION, 5 * error):
+        logger.info("variance of the whitened data without object: %.3g, expected %.3g", verdict.value, expected)
+        return
+    logger.warning(
+        "variance of the whitened data without object is %.3g; expected is %.3g: every sigma is wrong by about "
+        "a factor of %.2f. Check the header's relativeReceiverNoiseBandwidth (%.3f used), the dwell times of noise "
+        "(%g us) and imaging readouts, and where the covariance comes from (%s)",
+        verdict.value,
+        expected,
+        (verdict.value / expected) ** 0.5,
+        covariance.bandwidth,
+        covariance.dwell_time_us,
+        covariance.source,
+    )

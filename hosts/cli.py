@@ -46,6 +46,9 @@ def replay(
             in_process=not processes,
             noise=noise,
         )
+    if summary.noise_readouts:
+        print(f"{scan}: a noise scan ({summary.noise_readouts} readouts): its covariance is stored, there is no image")
+        return
     print(f"{output}:")
     for series, count in sorted(summary.images.items()):
         print(f"  series {series}: {count} image{'s' if count > 1 else ''}, {summary.comments[series]}")
@@ -153,11 +156,15 @@ class _ConsoleHandler(logging.Handler):
     """Log lines on the console that shows the progress bar, so that neither breaks the other."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        name = record.name.removeprefix("voxelsigma.")
-        console.print(f"{record.levelname.lower()}: {name}: {one_line(record.getMessage())}")
-        if record.exc_info:
-            # only servers log what they caught: whoever runs one needs to see where it happened
-            console.print("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        try:
+            name = record.name.removeprefix("voxelsigma.")
+            console.print(f"{record.levelname.lower()}: {name}: {one_line(record.getMessage())}")
+            if record.exc_info:
+                # only servers log what they caught: whoever runs one needs to see where it happened
+                console.print("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        except (Exception, SystemExit):
+            # a log that nobody reads any more (rich would leave) must not end a scan
+            self.handleError(record)
 
 
 def main() -> NoReturn:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from ismrmrd import Image
 
-from voxelsigma.formats.image_file import image_writer
+from voxelsigma.formats.image_file import ImageWriter, image_writer
 from voxelsigma.formats.raw_file import open_raw
 from voxelsigma.gadgets.context import Context
+from voxelsigma.gadgets.items import Stream
 from voxelsigma.hosts.embedded import connect
+from voxelsigma.hosts.noise_scan import Watched
 from voxelsigma.hosts.pipeline import load_pipeline
 from voxelsigma.hosts.scan_items import scan_items
 
@@ -27,11 +29,14 @@ class Summary:
         Items that are no images and so have no place in the output, by type.
     comments
         One comment of each series.
+    noise_readouts
+        Of a noise scan, how many; it has no images, and no file is written.
     """
 
     images: dict[int, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     comments: dict[int, str] = field(default_factory=dict)
+    noise_readouts: int = 0
 
 
 def replay(
@@ -80,17 +85,31 @@ def replay(
             report(stage, done, total or (len(raw) if stage == "readouts" else 0))
 
         context = Context(header=raw.header, progress=counted, noise=noise)
-        stream = connect(parsed, context, scan_items(raw, counted), in_process=in_process)
-        with closing(stream) as items, image_writer(output, output_group) as writer:
-            for item in items:
-                if isinstance(item, Image):
-                    writer.write(item)
-                    series = item.image_series_index
-                    summary.images[series] = summary.images.get(series, 0) + 1
-                    summary.comments.setdefault(series, str(item.meta.get("ImageComments", "")))
-                else:
-                    name = type(item).__name__
-                    summary.dropped[name] = summary.dropped.get(name, 0) + 1
-            if not summary.images:
-                raise ValueError(f"{scan}: no image came out of {parsed.source}; nothing was written")
+        watched = Watched(scan_items(raw, counted))
+        stream = connect(parsed, context, iter(watched), in_process=in_process)
+        try:
+            with closing(stream) as items, image_writer(output, output_group) as writer:
+                _write(items, writer, summary)
+        except _NoImageError:
+            if not watched.noise_scan:
+                raise ValueError(f"{scan}: no image came out of {parsed.source}; nothing was written") from None
+            summary.noise_readouts = watched.noise
     return summary
+
+
+class _NoImageError(Exception):
+    """Leaves the writer, so that no file appears."""
+
+
+def _write(items: Stream, writer: ImageWriter, summary: Summary) -> None:
+    for item in items:
+        if isinstance(item, Image):
+            writer.write(item)
+            series = item.image_series_index
+            summary.images[series] = summary.images.get(series, 0) + 1
+            summary.comments.setdefault(series, str(item.meta.get("ImageComments", "")))
+        else:
+            name = type(item).__name__
+            summary.dropped[name] = summary.dropped.get(name, 0) + 1
+    if not summary.images:
+        raise _NoImageError

@@ -31,7 +31,7 @@ class NoiseCovariance:
     matrix
         :math:`\Psi = E[n n^H]`, shape `(coils, coils)`, Hermitian, complex128, squared units of the raw data.
     samples
-        Noise samples per coil that it was estimated from.
+        Noise samples per coil that it was estimated from; 0 if unknown.
     effective_samples
         The same, less what the samples' autocorrelation takes away.
     dwell_time_us
@@ -46,6 +46,8 @@ class NoiseCovariance:
         False if it was estimated from the imaging data themselves: maps made from it are `uncalibrated`.
     applied_scale
         Scale with which this stream was whitened by it; None if it was not.
+    measured_variance
+        Complex variance of the whitened data where they show no object, 2 if the scale is right; None if not judged.
     """
 
     matrix: ComplexArray
@@ -57,6 +59,7 @@ class NoiseCovariance:
     source: str = "noise readouts"
     calibrated: bool = True
     applied_scale: float | None = None
+    measured_variance: float | None = None
 
     @property
     def coils(self) -> int:
@@ -191,3 +194,65 @@ def covariance_bias(coils: int, samples: float) -> float:
 def covariance_error(samples: float) -> float:
     r"""Relative standard error of a whole σ map from the covariance's own randomness: :math:`1/(2\sqrt N)`."""
     return 1 / (2 * math.sqrt(samples))
+
+
+def whitened_variance_factor(coils: int, samples: float) -> float:
+    r"""Factor on the variance of data whitened with a covariance estimated from N samples of p coils.
+
+    The inverse of a complex Wishart matrix W of N samples has the mean :math:`\Psi^{-1} / (N - p)`. With
+    :math:`\hat\Psi = W / (N - 1)` new noise, whitened by :math:`\hat\Psi`, so has on average the variance
+
+    .. math:: \frac{1}{p} E \operatorname{tr}(\hat\Psi^{-1} \Psi) = \frac{N - 1}{N - p}
+
+    (N - p - 1 in the place of N - p belongs to real samples).
+
+    Parameters
+    ----------
+    coils, samples
+        p and the independent samples N; 0 samples, an unknown number, give 1.
+    """
+    if samples <= 0:
+        return 1.0
+    return max(samples - 1, 1.0) / max(samples - coils, 1.0)
+
+
+def noise_power_ratio(first: NoiseCovariance, second: NoiseCovariance) -> float:
+    r"""How much more noise power per unit bandwidth one covariance states than another, averaged over their coils.
+
+    .. math:: \frac{1}{p} \operatorname{tr}\big((t_1 \hat\Psi_1)^{-1}\, t_2 \hat\Psi_2\big) \frac{N_1 - p}{N_1 - 1}
+
+    A covariance is proportional to the receiver's bandwidth, the inverse of the dwell time t. The last
+    factor takes away what the inverse of an estimate from N samples has too much (`whitened_variance_factor`).
+
+    Parameters
+    ----------
+    first, second
+        Covariances of the same coils in the same order. Where neither dwell time is known they are taken as equal.
+
+    Returns
+    -------
+        1 if both are estimates of the same noise.
+
+    Raises
+    ------
+    ValueError
+        If they have different numbers of coils, only one dwell time is known, or the first is singular.
+    """
+    if first.coils != second.coils:
+        raise ValueError(f"{first.coils} and {second.coils} coils")
+    dwells = first.dwell_time_us, second.dwell_time_us
+    if 0 in dwells and any(dwells):
+        raise ValueError(f"dwell times of {dwells[0]:g} and {dwells[1]:g} us, of which 0 is unknown")
+    stretch = dwells[1] / dwells[0] if all(dwells) else 1.0
+    try:
+        solved = np.linalg.solve(first.matrix, second.matrix)
+    except np.linalg.LinAlgError:
+        raise ValueError("a covariance that is singular") from None
+    ratio = float(np.trace(solved).real) / first.coils * stretch
+    return ratio / whitened_variance_factor(first.coils, first.effective_samples)
+
+
+def noise_power_error(first: NoiseCovariance, second: NoiseCovariance) -> float:
+    r"""Relative standard error of `noise_power_ratio`, :math:`\sqrt{(1/N_1 + 1/N_2)/p}`; unknown counts add nothing."""
+    counts = [covariance.effective_samples for covariance in (first, second) if covariance.effective_samples > 0]
+    return math.sqrt(sum(1 / count for count in counts) / first.coils)

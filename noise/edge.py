@@ -61,7 +61,8 @@ def edge_covariance(
         If fewer samples than coils are left.
     """
     hybrid = ifft_centred(samples)
-    empty = _empty_positions(hybrid, distances, oversampled=oversampled)
+    central = np.argsort(distances, kind="stable")[: max(1, len(hybrid) // 4)]
+    empty = empty_positions(hybrid[central], oversampled=oversampled)
     outermost = np.argsort(-distances, kind="stable")[: math.ceil(EDGE_FRACTION * len(samples))]
     noise = hybrid[outermost][..., empty]
     return NoiseCovariance(
@@ -75,14 +76,23 @@ def edge_covariance(
     )
 
 
-def _empty_positions(
-    hybrid: ComplexArray, distances: npt.NDArray[np.floating[Any]], *, oversampled: bool
-) -> npt.NDArray[np.bool_]:
-    """Readout positions without object, inside the receiver's flat band, shape `(x,)`."""
-    length = hybrid.shape[-1]
-    central = np.argsort(distances, kind="stable")[: max(1, len(hybrid) // 4)]
-    # hybrid: (readouts, coils, x) -> (x,)
-    profile = np.mean(np.abs(hybrid[central]) ** 2, axis=(0, 1))
+def empty_positions(central: ComplexArray, *, oversampled: bool) -> npt.NDArray[np.bool_]:
+    """Readout positions without object, inside the receiver's flat band.
+
+    Parameters
+    ----------
+    central
+        The central lines in hybrid space, shape `(lines, coils, x)`: they show most of the object.
+    oversampled
+        Whether the readout is oversampled.
+
+    Returns
+    -------
+        Shape `(x,)`, boolean: where the lines' power is at most twice that of the emptiest twentieth.
+    """
+    length = central.shape[-1]
+    # central: (lines, coils, x) -> (x,)
+    profile = np.mean(np.abs(central) ** 2, axis=(0, 1))
     offset = np.abs(np.arange(length) - length // 2)
     flat = offset < (FLAT_BAND if oversampled else 1.0) * length / 2
     floor = np.percentile(profile[flat], 5)

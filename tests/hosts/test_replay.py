@@ -20,7 +20,8 @@ from voxelsigma.formats.raw_writer import write_raw
 from voxelsigma.formats.readouts import Headers
 from voxelsigma.formats.simulate import SimulatedScan, Simulation, simulate
 from voxelsigma.gadgets import wire
-from voxelsigma.hosts.replay import _items, replay
+from voxelsigma.hosts.replay import replay
+from voxelsigma.hosts.scan_items import scan_items
 
 Outcome = subprocess.CompletedProcess[str]
 Gadgets = list[tuple[str, dict[str, str]]]
@@ -266,7 +267,7 @@ def test_waveforms_pass_between_the_readouts_they_were_taken_at(scan_file: Path,
         file["dataset"].create_dataset("waveforms", data=records)
     told: list[tuple[str, int, int]] = []
     with open_raw(path) as file:
-        items = list(_items(file, lambda *report: told.append(report)))
+        items = list(scan_items(file, lambda *report: told.append(report)))
     kinds = [len(item) if hasattr(item, "headers") else item.time_stamp for item in items]
     assert kinds == [0, 10, 19, 44, 1000]
     counters = np.concatenate([counters_of(item.headers) for item in items if hasattr(item, "headers")])
