@@ -35,8 +35,9 @@ def run(connection: Any, name: str) -> NoReturn:
 
         source = Incoming(socket.recv)
         raw = connection.raw_bytes
-        run_node(name, raw.config, raw.header, source, Outgoing(socket.sendall))
-        socket.sendall(struct.pack("<H", _CLOSE))
+        send = Outgoing(socket.sendall)
+        run_node(name, raw.config, raw.header, source, send)
+        send.bytes(struct.pack("<H", _CLOSE))
     except BaseException as error:
         _fail(socket, source, name, error)
     _leave(0)
@@ -44,14 +45,15 @@ def run(connection: Any, name: str) -> NoReturn:
 
 def _fail(socket: Any, source: Any, name: str, error: BaseException) -> NoReturn:
     """Report, drain and leave."""
-    if isinstance(error, ConnectionError):
+    gone = _downstream_gone(error)
+    if gone:
         # nobody reads our output any more, and who failed has said why: only the input must not block
         logger.error("%s: %s; what comes is discarded", name, error)
     else:
         logger.error("%s failed", name, exc_info=error)
-    content = f"voxelsigma {name}: {error or type(error).__name__}".encode(errors="replace")
+    content = f"voxelsigma {name}: {_described(error, name)}".encode(errors="replace")
     try:
-        if not isinstance(error, ConnectionError):
+        if not gone:
             socket.sendall(struct.pack("<HQ", _ERROR, len(content)) + content + struct.pack("<H", _CLOSE))
     except OSError:
         logger.exception("%s: the error could not be sent", name)
@@ -67,11 +69,27 @@ def _fail(socket: Any, source: Any, name: str, error: BaseException) -> NoReturn
         _leave(1)
 
 
+def _described(error: BaseException, name: str) -> str:
+    """What went wrong, and in which gadget of a chain where that is known."""
+    described = getattr(sys.modules.get("voxelsigma.gadgets.node"), "described", None)
+    return str(described(error, name)) if described is not None else str(error) or type(error).__name__
+
+
+def _downstream_gone(error: BaseException) -> bool:
+    """Whether an error says that nobody reads our output; other broken connections, to a storage say, are told."""
+    module = sys.modules.get("voxelsigma.gadgets.outgoing")
+    kind = getattr(module, "DownstreamError", None)
+    return kind is not None and isinstance(error, kind)
+
+
 def _leave(code: int) -> NoReturn:
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    finally:
+        os._exit(code)
 
 
 def _drain_unparsed(socket: Any, patience_seconds: float = 2.0) -> None:

@@ -9,6 +9,9 @@ from typing import IO, Final
 MEMORY: Final = 64 * 2**20
 CHUNK: Final = 2**20
 
+_OVERHEAD: Final = 64
+"""Bytes that keeping a chunk takes besides its own; many small ones must not go uncounted."""
+
 
 class Inbox:
     """What has arrived and was not asked for yet: in memory up to a bound, beyond it in a temporary file.
@@ -35,7 +38,9 @@ class Inbox:
         self._held = 0
         self._file: IO[bytes] | None = None
         self._file_read = self._file_written = 0
-        self._ended = self._discarding = False
+        self._ended = self._discarding = self._over = False
+        self._arrived = 0
+        self._tail = b""
         self._failure: OSError | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
@@ -61,7 +66,7 @@ class Inbox:
                 raise TimeoutError(f"nothing came for {self._patience:g} s")
             if self._chunks:
                 chunk = self._chunks.popleft()
-                self._held -= len(chunk)
+                self._held -= len(chunk) + _OVERHEAD
                 return chunk
             if self._file is not None and self._file_read < self._file_written:
                 return self._from_file(min(count, CHUNK))
@@ -74,6 +79,28 @@ class Inbox:
         with self._changed:
             self._discarding = True
             self._forget()
+
+    def until_silent(self, seconds: float, tail: bytes, limit: float | None) -> None:
+        """Throw away what is here and what comes, until the connection ends or falls silent.
+
+        Parameters
+        ----------
+        seconds
+            How long nothing may come behind `tail`, two bytes.
+        limit
+            How long nothing may come at all; None for ever.
+        """
+        self.discard()
+        silent = 0.0
+        with self._changed:
+            while not self._over and (limit is None or silent < limit):
+                arrived = self._arrived
+                if self._changed.wait_for(lambda: self._over or self._arrived != arrived, seconds):  # noqa: B023
+                    silent = 0.0
+                elif self._tail == tail:
+                    return
+                else:
+                    silent += seconds
 
     @property
     def spilled(self) -> int:
@@ -100,22 +127,26 @@ class Inbox:
         try:
             while part := self._receive(CHUNK):
                 with self._changed:
+                    self._arrived += len(part)
+                    self._tail = (self._tail + part[-2:])[-2:]
                     self._keep(part)
                     self._changed.notify_all()
         except OSError as error:
-            with self._changed:
-                self._failure = self._failure or error
+            self._failure = self._failure or error
+        except Exception as error:
+            # nobody may take this for the end of the stream
+            self._failure = self._failure or OSError(f"the connection cannot be read ({type(error).__name__}: {error})")
         finally:
             with self._changed:
-                self._ended = True
+                self._ended = self._over = True
                 self._changed.notify_all()
 
     def _keep(self, part: bytes) -> None:
         if self._discarding:
             return
-        if self.spilled == 0 and self._held + len(part) <= self._memory:
+        if self.spilled == 0 and self._held + len(part) + _OVERHEAD <= self._memory:
             self._chunks.append(part)
-            self._held += len(part)
+            self._held += len(part) + _OVERHEAD
             return
         try:
             if self._file is None:

@@ -1,6 +1,7 @@
 """One node of a chain at its connection: configuration and header in, a gadget built, items through it."""
 
 import logging
+import re
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -12,6 +13,7 @@ from voxelsigma.gadgets.chaining import build
 from voxelsigma.gadgets.context import Context, Gadget
 from voxelsigma.gadgets.external import Incoming, items_of
 from voxelsigma.gadgets.outgoing import Outgoing
+from voxelsigma.gadgets.registry import GADGETS
 
 logger = logging.getLogger("voxelsigma.node")
 
@@ -24,7 +26,8 @@ def parse_configuration(xml: bytes) -> Element:
     ValueError
         If it is not well-formed, or brings a document type or entities.
     """
-    if not xml.strip(b"\0 \r\n\t"):
+    # a node that has none is sent a declaration with nothing behind it
+    if not re.sub(rb"^\s*<\?xml[^>]*\?>", b"", xml).strip(b"\0 \r\n\t"):
         return Element("configuration")
     try:
         root: Element = defusedxml.ElementTree.fromstring(xml.rstrip(b"\0"), forbid_dtd=True)
@@ -47,11 +50,34 @@ def converse(gadget: Gadget, source: Incoming, send: Outgoing, first: Any = None
     first
         A message that was taken from the source already.
     """
-    for item in gadget(items_of(source.messages(first))):
+    messages = source.messages(first)
+    for item in gadget(items_of(messages)):
         send(item)
+    # a gadget may have enough before the end; whether the stream was whole is known only there
+    for _ in messages:
+        pass
 
 
 def run_node(name: str, configuration: bytes, header: bytes, source: Incoming, send: Outgoing) -> None:
     """Build a gadget by its name and run it on a connection."""
     context = Context(header=parse_header(header))
     converse(build(name, parse_configuration(configuration), context), source, send)
+
+
+def described(error: BaseException, node: str) -> str:
+    """What went wrong, and in which gadget of a node.
+
+    Libraries' errors do not say whose they are: the innermost gadget that an error came through tells it. What came
+    from a gadget's input is not its own.
+    """
+    kind = type(error).__name__
+    text = str(error)
+    if not text or isinstance(error, KeyError):
+        text = f"{kind}: {text}".rstrip(": ")
+    gadgets = {entry.module: name for name, entry in GADGETS.items()}
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        found = "" if module == items_of.__module__ else gadgets.get(module, found)
+        trace = trace.tb_next
+    return f"{found}: {text}" if found not in ("", node) and not text.startswith(f"{found}:") else text

@@ -64,14 +64,15 @@ class Outgoing:
         """
         try:
             self.send(content)
-        except (ConnectionError, BrokenPipeError) as error:
-            raise DownstreamError(f"who reads the output is gone ({error.strerror})") from None
+        except ConnectionError as error:
+            raise DownstreamError(f"who reads the output is gone ({error.strerror or error})") from None
 
     def _check(self, image: Image) -> None:
         """Refuse what would hang or corrupt the stream, or make a client lose its file."""
         series = int(image.image_series_index)
         dtype, shape = str(np.asarray(image.data).dtype), tuple(image.data.shape)
-        if dtype not in self.types:
+        # ismrmrd-python holds 32-bit integers in 64 bits; the wire has 32 of them
+        if (dtype if dtype != "int64" else "int32") not in self.types:
             raise ValueError(
                 f"image series {series} has {dtype} voxels, which the server cannot read; "
                 f"it reads {', '.join(self.types)}"

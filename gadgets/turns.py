@@ -24,12 +24,27 @@ class Turns:
             else:
                 self._busy = True
                 ticket.set()
-        ticket.wait()
+        try:
+            ticket.wait()
+        except BaseException:
+            # interrupted: nobody may wait for a turn that will not be taken
+            self._give_up(ticket)
+            raise
         try:
             yield
         finally:
             with self._lock:
-                if self._waiting:
-                    self._waiting.popleft().set()
-                else:
-                    self._busy = False
+                self._pass_on()
+
+    def _give_up(self, ticket: threading.Event) -> None:
+        with self._lock:
+            if ticket.is_set():
+                self._pass_on()
+            else:
+                self._waiting.remove(ticket)
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self._busy = False

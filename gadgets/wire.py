@@ -1,8 +1,9 @@
 """Gadgetron's wire format: bytes to items and back.
 
 Own parsers, since those of the gadgetron package 1.4.1 spin for ever at the end of a stream, trust every size, end
-silently at an unknown id, and cannot read waveforms inside buckets and image arrays; its item types are kept where
-they can hold what is read.
+silently at an unknown id, and cannot read waveforms inside buckets and image arrays, and since those of ismrmrd-python
+take the standard's 32-bit integer voxels for 64-bit ones; the item types of both are kept where they can hold what is
+read.
 """
 
 import struct
@@ -14,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 from gadgetron.external import constants
 from gadgetron.types.image_array import ImageArray
-from ismrmrd import Acquisition, Image, ImageHeader, Waveform
+from ismrmrd import Acquisition, Image, ImageHeader, Meta, Waveform
+from ismrmrd.constants import DATATYPE_INT
 from ismrmrd.image import get_dtype_from_data_type
 
 from voxelsigma.formats.readouts import ReadoutBlock, block_of
@@ -33,7 +35,7 @@ from voxelsigma.gadgets.wire_arrays import (
     read_recon_data,
     recon_data_bytes,
 )
-from voxelsigma.gadgets.wire_reader import MAX_TEXT, Reader, bounded, sized_text
+from voxelsigma.gadgets.wire_reader import MAX_METADATA, Reader, bounded, memory_for, sized_text
 from voxelsigma.gadgets.wire_readouts import (
     ACQUISITION,
     read_readouts,
@@ -89,6 +91,7 @@ IMAGE: Final = constants.GADGET_MESSAGE_ISMRMRD_IMAGE
 WAVEFORM: Final = constants.GADGET_MESSAGE_ISMRMRD_WAVEFORM
 
 MAX_CONFIGURATION: Final = 2**20
+MAX_HEADER: Final = 16 * 2**20
 _FILENAME_BYTES: Final = 1024
 
 
@@ -170,7 +173,7 @@ def read_text(reader: Reader, identifier: int, what: str) -> bytes:
     (found,) = reader.unpack("<H", "a message id")
     if found != identifier:
         raise ValueError(f"wire: expected {what} (message id {identifier}), got message id {found}")
-    return sized_text(reader, "<I", what, MAX_CONFIGURATION if identifier == CONFIG else MAX_TEXT)
+    return sized_text(reader, "<I", what, MAX_CONFIGURATION if identifier == CONFIG else MAX_HEADER)
 
 
 def text_message(identifier: int, content: bytes) -> bytes:
@@ -244,14 +247,40 @@ def _image(reader: Reader) -> Image:
         raise ValueError(
             f"wire: IMAGE of series {header.image_series_index} has data type {header.data_type}; 1 to 8 are known"
         ) from None
-    attributes = sized_text(reader, "<Q", "an IMAGE's metadata").rstrip(b"\0").decode(errors="replace")
     x, y, z = header.matrix_size
-    shape = (header.channels, z, y, x)
-    bounded(header.channels * x * y * z * np.dtype(dtype).itemsize, f"an IMAGE of shape {shape}")
-    voxels = reader.array(shape, dtype, f"an IMAGE of shape {shape}")
-    image = Image(content, attributes)
-    image.data[:] = voxels
+    what = f"an IMAGE of shape {(header.channels, z, y, x)}"
+    size = bounded(header.channels * x * y * z * dtype.itemsize, what)
+    meta = _metadata(sized_text(reader, "<Q", "an IMAGE's metadata", MAX_METADATA), header.image_series_index)
+    with memory_for(what, size):
+        image = Image(content, meta=meta)
+    if header.data_type == DATATYPE_INT:
+        image.data[:] = reader.array(image.data.shape, "<i4", what)
+    else:
+        reader.fill(image.data, what)
     return image
+
+
+def _metadata(content: bytes, series: int) -> Meta:
+    """An image's metadata, entities off: they can only be declared in a document type."""
+    text = content.rstrip(b"\0").decode(errors="replace")
+    if "<!DOCTYPE" in text:
+        raise ValueError(f"wire: the metadata of an IMAGE of series {series} have a document type, which is refused")
+    try:
+        return Meta.deserialize(text)
+    except (SyntaxError, AssertionError, AttributeError) as error:
+        reason = str(error) or "not a list of names and values in <ismrmrdMeta>"
+        raise ValueError(f"wire: the metadata of an IMAGE of series {series} cannot be read: {reason}") from None
+
+
+def _image_bytes(image: Image) -> bytes:
+    head, text = image.getHead(), image.attribute_string.encode()
+    head.attribute_string_len = len(text)
+    voxels = image.data
+    if head.data_type == DATATYPE_INT:
+        voxels = voxels.astype("<i4")
+        if not np.array_equal(voxels, image.data):
+            raise ValueError(f"wire: an IMAGE of series {head.image_series_index} has voxels beyond 32-bit integers")
+    return b"".join((struct.pack("<H", IMAGE), bytes(head), struct.pack("<Q", len(text)), text, voxels.tobytes()))
 
 
 def _waveform_message(item: Waveform) -> bytes:
@@ -263,7 +292,7 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
     ReadoutBlock: readouts_bytes,
     Acquisition: lambda item: readouts_bytes(block_of([item])),
     Waveform: _waveform_message,
-    Image: lambda item: struct.pack("<H", IMAGE) + item.to_bytes(),
+    Image: _image_bytes,
     ReconData: recon_data_bytes,
     ImageArray: image_array_bytes,
     Bucket: bucket_bytes,
@@ -280,7 +309,7 @@ _WRITERS: dict[type, Callable[[Any], bytes]] = {
 _PARSERS: dict[int, Callable[[Reader], Any]] = {
     FILENAME: _file_name,
     CONFIG: lambda reader: Configuration(sized_text(reader, "<I", "a configuration", MAX_CONFIGURATION)),
-    HEADER: lambda reader: ScanHeaderText(sized_text(reader, "<I", "a header")),
+    HEADER: lambda reader: ScanHeaderText(sized_text(reader, "<I", "a header", MAX_HEADER)),
     CLOSE: lambda reader: Close(),
     TEXT: lambda reader: sized_text(reader, "<I", "a TEXT").decode(errors="replace"),
     QUERY: _query,

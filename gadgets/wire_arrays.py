@@ -1,6 +1,7 @@
 """Messages that hold whole arrays: RECON_DATA, IMAGE_ARRAY and BUCKET."""
 
 import ctypes
+import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ismrmrd import AcquisitionHeader, ImageHeader, Waveform, WaveformHeader
 from voxelsigma.formats.readouts import HEADER_DTYPE, Headers, ReadoutBlock
 from voxelsigma.gadgets.wire_reader import (
     MAX_ITEM,
+    MAX_METADATA,
     Reader,
     array,
     array_bytes,
@@ -22,13 +24,14 @@ from voxelsigma.gadgets.wire_reader import (
     dimensions,
     sized_text,
 )
-from voxelsigma.gadgets.wire_readouts import blocks_of, waveform_bytes, waveform_of
+from voxelsigma.gadgets.wire_readouts import blocks_of, stated_headers, waveform_bytes, waveform_of
 
 RECON_DATA: Final = 1023
 IMAGE_ARRAY: Final = 1024
 BUCKET: Final = 1050
 
-_MOST_OBJECTS: Final = 2**24
+_MOST_OBJECTS: Final = 2**20
+_MOST_SPACES: Final = 64
 _STATISTICS: Final = (
     "kspace_encode_step_1",
     "kspace_encode_step_2",
@@ -104,8 +107,7 @@ class Bucket:
 def read_recon_data(reader: Reader) -> ReconData:
     """A RECON_DATA message behind its id."""
     (count,) = reader.unpack("<Q", "RECON_DATA")
-    if count > 64:
-        raise ValueError(f"wire: RECON_DATA claims {count} encoding spaces; at most 64 are accepted")
+    bounded(count, "RECON_DATA", _MOST_SPACES, "encoding spaces")
     return ReconData(tuple(_recon_bit(reader) for _ in range(count)))
 
 
@@ -127,8 +129,8 @@ def read_image_array(reader: Reader) -> ImageArray:
     data = array(reader, np.complex64, "IMAGE_ARRAY", None)
     headers = _objects(reader, ImageHeader, "IMAGE_ARRAY headers")
     (count,) = reader.unpack("<Q", "IMAGE_ARRAY metadata")
-    bounded(count, "IMAGE_ARRAY metadata", _MOST_OBJECTS)
-    texts = [sized_text(reader, "<Q", "IMAGE_ARRAY metadata") for _ in range(count)]
+    bounded(count, "IMAGE_ARRAY metadata", _MOST_OBJECTS, "texts")
+    texts = [sized_text(reader, "<Q", "IMAGE_ARRAY metadata", MAX_METADATA) for _ in range(count)]
     return ImageArray(
         data=data.T,
         headers=headers,
@@ -139,7 +141,15 @@ def read_image_array(reader: Reader) -> ImageArray:
 
 
 def image_array_bytes(item: ImageArray) -> bytes:
-    """An IMAGE_ARRAY message; metadata beyond ASCII goes as character references, which is all the server can read."""
+    """An IMAGE_ARRAY message; metadata beyond ASCII goes as character references, which is all the server can read.
+
+    Raises
+    ------
+    ValueError
+        If it has no data.
+    """
+    if item.data is None:
+        raise ValueError("wire: an image array without data cannot be sent")
     parts = [struct.pack("<H", IMAGE_ARRAY), array_bytes(np.asarray(item.data, dtype=np.complex64).T)]
     parts += [_object_bytes(item.headers), struct.pack("<Q", len(item.meta))]
     for text in item.meta:
@@ -163,8 +173,6 @@ def read_bucket(reader: Reader) -> Bucket:
         If its counts and byte counts contradict each other.
     """
     sizes = reader.unpack("<13Q", "a BUCKET")
-    for size in sizes:
-        bounded(size, "a BUCKET")
     bounded(sum(sizes), "a BUCKET")
     data = _bundle(reader, sizes[0:4])
     data_stats = _statistics(reader.read(sizes[8], "BUCKET statistics"))
@@ -175,7 +183,7 @@ def read_bucket(reader: Reader) -> Bucket:
     if head_bytes != count * size:
         raise ValueError(f"wire: a BUCKET claims {count} waveforms and {head_bytes} bytes of headers of {size}")
     heads = reader.read(head_bytes, "BUCKET waveforms")
-    source = _part(reader.read(sample_bytes, "BUCKET waveforms"))
+    source = _part(reader.read(sample_bytes, "BUCKET waveforms"), "BUCKET waveforms")
     waveforms = tuple(waveform_of(heads[at : at + size], source) for at in range(0, head_bytes, size))
     if source.total != sample_bytes:
         raise ValueError(f"wire: BUCKET waveforms claim {source.total} bytes of samples; {sample_bytes} are given")
@@ -223,24 +231,35 @@ def _recon_buffer(reader: Reader) -> ReconBuffer:
 
 
 def _recon_buffer_bytes(buffer: ReconBuffer) -> bytes:
-    paths = [b"\0" if found is None else b"\1" + array_bytes(found) for found in (buffer.trajectory, buffer.density)]
-    return array_bytes(buffer.data) + b"".join(paths) + array_bytes(buffer.headers) + bytes(buffer.sampling)
+    paths = [
+        b"\0" if found is None else b"\1" + array_bytes(np.asarray(found, dtype=np.float32))
+        for found in (buffer.trajectory, buffer.density)
+    ]
+    data = array_bytes(np.asarray(buffer.data, dtype=np.complex64))
+    return b"".join((data, *paths, array_bytes(buffer.headers), bytes(buffer.sampling)))
 
 
 def _objects(reader: Reader, kind: Any, what: str) -> npt.NDArray[Any]:
     """An array of headers as objects, axes in the message's order."""
     sizes = dimensions(reader, what)
-    count = int(np.prod(sizes, dtype=object)) if sizes else 0
-    bounded(count, f"the number of {what}", _MOST_OBJECTS)
-    content = reader.read(bounded(count * ctypes.sizeof(kind), what, MAX_ITEM), what)
+    count = math.prod(sizes) if sizes else 0
+    bounded(count, what, _MOST_OBJECTS, "objects")
+    # the objects share one memory
+    content = bytearray(reader.read(bounded(count * ctypes.sizeof(kind), what, MAX_ITEM), what))
     found = np.empty(count, dtype=object)
     for number in range(count):
-        found[number] = kind.from_buffer_copy(content, number * ctypes.sizeof(kind))
+        found[number] = kind.from_buffer(content, number * ctypes.sizeof(kind))
     return found.reshape(sizes or (0,), order="F")
 
 
 def _object_bytes(found: Any) -> bytes:
-    objects = np.asarray(found, dtype=object)
+    if isinstance(found, np.ndarray):
+        objects = found
+    else:
+        # numpy takes headers in a list for arrays of bytes
+        objects = np.empty(len(found), dtype=object)
+        for number, entry in enumerate(found):
+            objects[number] = entry
     sizes = objects.shape
     content = b"".join(bytes(entry) for entry in objects.reshape(-1, order="F"))
     return struct.pack(f"<Q{len(sizes)}Q", len(sizes), *sizes) + content
@@ -248,7 +267,7 @@ def _object_bytes(found: Any) -> bytes:
 
 def _array_waveforms(reader: Reader) -> list[Waveform]:
     (count,) = reader.unpack("<Q", "IMAGE_ARRAY waveforms")
-    bounded(count, "IMAGE_ARRAY waveforms", _MOST_OBJECTS)
+    bounded(count, "IMAGE_ARRAY waveforms", _MOST_OBJECTS, "waveforms")
     found = []
     for _ in range(count):
         head = reader.read(ctypes.sizeof(WaveformHeader), "a WAVEFORM header")
@@ -278,16 +297,16 @@ def _bundle_bytes(blocks: Iterable[ReadoutBlock]) -> tuple[bytes, bytes, bytes]:
     """Headers, trajectories and samples."""
     found = list(blocks)
     return (
-        b"".join(block.headers.tobytes() for block in found),
-        b"".join(np.ascontiguousarray(block.trajectory).tobytes() for block in found),
-        b"".join(np.ascontiguousarray(block.samples).tobytes() for block in found),
+        b"".join(stated_headers(block).tobytes() for block in found),
+        b"".join(block.trajectory.astype(np.float32, copy=False).tobytes() for block in found),
+        b"".join(block.samples.astype(np.complex64, copy=False).tobytes() for block in found),
     )
 
 
 def _statistics(content: bytes) -> tuple[dict[str, tuple[int, ...]], ...]:
     if not content:
         return ()
-    reader = _part(content)
+    reader = _part(content, "BUCKET statistics")
     (count,) = reader.unpack("<Q", "BUCKET statistics")
     # each takes nine counts at least
     bounded(count * 8 * len(_STATISTICS), "BUCKET statistics", len(content))
@@ -312,7 +331,13 @@ def _statistics_bytes(found: Iterable[dict[str, tuple[int, ...]]]) -> bytes:
     return b"".join(parts)
 
 
-def _part(content: bytes) -> Reader:
-    """A reader of bytes that are here already."""
-    rest = [content]
-    return Reader(lambda count: rest.pop() if rest else b"")
+def _part(content: bytes, what: str) -> Reader:
+    """A reader of bytes that are here already: if they are too few, then the message contradicts itself."""
+    rest = [content] if content else []
+
+    def receive(count: int) -> bytes:
+        if not rest:
+            raise ValueError(f"wire: {what} claim more than the {len(content)} bytes that are given")
+        return rest.pop()
+
+    return Reader(receive)

@@ -2,13 +2,15 @@
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 MAX_TEXT: Final = 64 * 2**20
+MAX_METADATA: Final = 16 * 2**20
 MAX_ITEM: Final = 4 * 2**30
 MAX_ARRAY: Final = 16 * 2**30
 MAX_DIMENSIONS: Final = 10
@@ -42,7 +44,7 @@ class Reader:
         Raises
         ------
         ValueError
-            If `count` is beyond what any message can hold.
+            If `count` is beyond what any message can hold, or than there is memory for.
         EOFError
             If the source ends first; the text has the byte counts.
         TimeoutError
@@ -52,9 +54,10 @@ class Reader:
         if count <= len(self._buffer):
             return bytes(self._take(count))
         content = bytearray()
-        while (missing := count - len(content)) > 0:
-            content += self._some(missing, count, len(content), what)
-        return bytes(content)
+        with memory_for(what, count):
+            while (missing := count - len(content)) > 0:
+                content += self._some(missing, count, len(content), what)
+            return bytes(content)
 
     def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
         """Values in the layout of `struct`."""
@@ -73,19 +76,28 @@ class Reader:
         kind = np.dtype(dtype)
         size = math.prod(shape) * kind.itemsize
         bounded(size, what, MAX_ARRAY)
-        try:
+        with memory_for(what, size):
             found = np.empty(shape, dtype=kind)
-        except MemoryError:
-            raise ValueError(f"wire: no memory for {what} of shape {shape}, {size} bytes") from None
+        self.fill(found, what)
+        return found
+
+    def fill(self, found: npt.NDArray[Any], what: str) -> None:
+        """Fill a contiguous array in C order, as bytes come.
+
+        Raises
+        ------
+        EOFError, TimeoutError
+            As for `read`.
+        """
+        size = found.nbytes
         if not size:
-            return found
+            return
         target = found.reshape(-1).view(np.uint8)
         done = 0
         while done < size:
             part = self._some(size - done, size, done, what)
             target[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
-        return found
 
     def ready(self, count: int, what: str) -> memoryview:
         """At least `count` bytes, which stay unread, and whatever else was received; for small counts."""
@@ -120,8 +132,23 @@ class Reader:
         return found
 
 
-def bounded(count: int, what: str, limit: int = MAX_ITEM) -> int:
-    """A number of bytes that is plausible.
+@contextmanager
+def memory_for(what: str, size: int) -> Iterator[None]:
+    """Turn a lack of memory into an error that says what it was wanted for.
+
+    Raises
+    ------
+    ValueError
+        Where MemoryError is raised inside.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise ValueError(f"wire: no memory for {what} of {size} bytes") from None
+
+
+def bounded(count: int, what: str, limit: int = MAX_ITEM, unit: str = "bytes") -> int:
+    """A number of bytes, or of something else, that is plausible.
 
     Raises
     ------
@@ -129,7 +156,7 @@ def bounded(count: int, what: str, limit: int = MAX_ITEM) -> int:
         If it is not.
     """
     if not 0 <= count <= limit:
-        raise ValueError(f"wire: {what} claims {count} bytes; at most {limit} are accepted")
+        raise ValueError(f"wire: {what} claims {count} {unit}; at most {limit} are accepted")
     return count
 
 
@@ -140,11 +167,20 @@ def sized_text(reader: Reader, length_layout: str, what: str, limit: int = MAX_T
 
 
 def dimensions(reader: Reader, what: str) -> tuple[int, ...]:
-    """The sizes in front of an array, the fastest axis first; nothing is taken on trust but their number."""
+    """The sizes in front of an array, the fastest axis first.
+
+    Raises
+    ------
+    ValueError
+        If their number, or the elements they make, are more than a message can hold.
+    """
     (count,) = reader.unpack("<Q", f"the dimensions of {what}")
-    if count > MAX_DIMENSIONS:
-        raise ValueError(f"wire: {what} claims {count} dimensions; at most {MAX_DIMENSIONS} are accepted")
-    return reader.unpack(f"<{count}Q", f"the dimensions of {what}")
+    bounded(count, what, MAX_DIMENSIONS, "dimensions")
+    sizes = reader.unpack(f"<{count}Q", f"the dimensions of {what}")
+    # an empty axis beside a huge one makes no bytes, and yet is more than an array can have
+    if math.prod(max(size, 1) for size in sizes) > MAX_ARRAY:
+        raise ValueError(f"wire: {what} claims shape {sizes}; at most {MAX_ARRAY} elements are accepted")
+    return sizes
 
 
 def array(reader: Reader, dtype: npt.DTypeLike, what: str, axes: int | None = None) -> npt.NDArray[Any]:
@@ -166,6 +202,14 @@ def array(reader: Reader, dtype: npt.DTypeLike, what: str, axes: int | None = No
 
 
 def array_bytes(found: npt.NDArray[Any]) -> bytes:
-    """An array behind its sizes, as bytes."""
+    """An array behind its sizes, as bytes.
+
+    Raises
+    ------
+    ValueError
+        If it has no axes: the one value in it would not be read.
+    """
+    if not found.shape:
+        raise ValueError("wire: an array without axes cannot be sent: it is taken for an empty one")
     sizes = found.shape[::-1]
     return struct.pack(f"<Q{len(sizes)}Q", len(sizes), *sizes) + np.ascontiguousarray(found).tobytes()

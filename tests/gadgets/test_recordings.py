@@ -43,7 +43,7 @@ def test_whitened_readouts_equal_the_servers(shared_data: Path) -> None:
     with open_raw(shared_data / "snr_r3.h5") as raw:
         blocks = create("prewhiten", {}, Context(header=raw.header))(raw.blocks())
         found = np.concatenate([block.samples for block in blocks])
-    expected = np.stack([item.data for item in recorded(shared_data / "wire" / "snr_whitened.bin")])
+    expected = np.concatenate([block.samples for block in recorded(shared_data / "wire" / "snr_whitened.bin")])
     assert found.shape == expected.shape == (68, 14, 384)
     np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
