@@ -173,6 +173,7 @@ def items_of(messages: Iterator[Any]) -> Iterator[Item]:
             yield from convert(found)
     if waiting:
         yield joined(waiting)
+    convert.end()
 
 
 def _large(blocks: list[ReadoutBlock]) -> bool:

@@ -49,7 +49,28 @@ class FromWire:
         self._variance: Image | None = None
 
     def __call__(self, found: Any) -> Iterator[Item]:
-        """Items for one object of the wire; readouts stay single."""
+        """Items for one object of the wire."""
+        try:
+            yield from self._items(found)
+        except KeyError as error:
+            raise ValueError(
+                f"wire: the sidecar of series {SERIES_COVARIANCE} to {SERIES_VARIANCE} lacks the metadata {error}"
+            ) from None
+
+    def end(self) -> None:
+        """Judge what is left at the end of a stream.
+
+        Raises
+        ------
+        ValueError
+            If a sample variance came without its RECON_DATA.
+        """
+        if self._variance is not None:
+            raise ValueError(
+                f"wire: the stream ended between a sample variance (series {SERIES_VARIANCE}) and its RECON_DATA"
+            )
+
+    def _items(self, found: Any) -> Iterator[Item]:
         if isinstance(found, Image) and found.image_series_index == SERIES_COVARIANCE:
             yield _covariance(found)
         elif isinstance(found, Image) and found.image_series_index == SERIES_SENSITIVITIES:

@@ -14,6 +14,7 @@ from ismrmrd import Acquisition, Image
 from voxelsigma.formats.readouts import HEADER_DTYPE, ReadoutBlock, acquisitions_of
 from voxelsigma.formats.simulate import Simulation, simulate
 from voxelsigma.gadgets import wire
+from voxelsigma.gadgets.external import items_of
 from voxelsigma.gadgets.items import (
     KSpace,
     NoiseCovariance,
@@ -346,3 +347,16 @@ def test_items_without_a_message_are_refused() -> None:
 def test_a_wrong_first_message_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a configuration"):
         wire.read_text(wire.Reader(io.BytesIO(struct.pack("<H", 9)).read), wire.CONFIG, "a configuration")
+
+
+def test_a_sample_variance_without_its_data_is_an_error() -> None:
+    variance, _ = to_wire(some_kspace())
+    with pytest.raises(ValueError, match=r"ended between a sample variance \(series 9002\) and its RECON_DATA"):
+        list(items_of(iter([variance])))
+
+
+def test_a_sidecar_without_its_metadata_is_an_error() -> None:
+    covariance, _ = to_wire(some_kspace())
+    covariance.image_series_index = 9000
+    with pytest.raises(ValueError, match="the sidecar of series 9000 to 9002 lacks the metadata 'samples'"):
+        list(items_of(iter([covariance])))
