@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,8 +51,9 @@ def serve(
     policy = Policy(folders=tuple(pipelines or ()), allow_xml=allow_xml, idle_seconds=idle_timeout, noise=noise)
     server = Server(policy)
     listener = Listener(host or LOOPBACK, port, server.handle)
-    server.tally.models = preload(pipeline or [])
-    _run(listener, "serve", grace)
+    with closing(listener):
+        server.tally.models = preload(pipeline or [])
+        _run(listener, "serve", grace)
 
 
 @app.command()
@@ -67,8 +69,9 @@ def worker(
 
     resident = Worker()
     listener = Listener(host or LOOPBACK, port, resident.handle)
-    resident.tally.models = preload(pipeline or [])
-    _run(listener, "worker", grace)
+    with closing(listener):
+        resident.tally.models = preload(pipeline or [])
+        _run(listener, "worker", grace)
 
 
 @app.command()
@@ -84,8 +87,13 @@ def stream(
     # nothing but the protocol may reach the reader: whatever else prints goes to stderr
     sink = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    run(pipeline, sys.stdin.fileno(), sink, noise=noise)
-    os.close(sink)
+    try:
+        run(pipeline, sys.stdin.fileno(), sink, noise=noise)
+    except EOFError as error:
+        # typer would take it for the end of a dialogue, and say `Aborted!`
+        raise ConnectionError(str(error)) from None
+    finally:
+        os.close(sink)
 
 
 @app.command()
@@ -172,3 +180,6 @@ def _run(listener: "Listener", name: str, grace: float) -> None:
     print(f"{name}: listening on {', '.join(listener.addresses)}", flush=True)
     listener.run(grace)
     print(f"{name}: stopped", flush=True)
+    if listener.connections:
+        # threads inside a computation would crash the interpreter on its way out
+        os._exit(1)

@@ -3,19 +3,20 @@
 import contextlib
 import errno
 import logging
-import os
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 logger = logging.getLogger("voxelsigma.listener")
 
 LOOPBACK: Final = ("127.0.0.1", "::1")
 BACKLOG: Final = 128
 MOST_CONNECTIONS: Final = 256
+LEAVE_SECONDS: Final = 2.0
+"""How long a client may take to hang up once it was told everything."""
 
 Handle = Callable[[socket.socket, str], None]
 
@@ -26,7 +27,7 @@ class Listener:
     Parameters
     ----------
     hosts
-        Addresses or names to listen on; the first must be usable, of the loopback ones IPv6 may be missing.
+        Addresses or names to listen on; beside others the loopback address of IPv6 may be missing.
     port
         Port; 0 picks a free one.
     handle
@@ -41,7 +42,11 @@ class Listener:
     def __init__(self, hosts: Sequence[str], port: int, handle: Handle) -> None:
         self._handle = handle
         self._sockets = _bind(hosts, port)
-        self._wake_read, self._wake_write = os.pipe()
+        self._names: list[tuple[Any, ...]] = [found.getsockname() for found in self._sockets]
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for found in (*self._sockets, self._wake_read):
+            self._selector.register(found, selectors.EVENT_READ)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._connections: dict[threading.Thread, socket.socket] = {}
@@ -49,12 +54,12 @@ class Listener:
     @property
     def port(self) -> int:
         """The port, the same on all addresses."""
-        return int(self._sockets[0].getsockname()[1])
+        return int(self._names[0][1])
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """What it listens on, as `host:port`."""
-        return tuple(_name(found.getsockname()) for found in self._sockets)
+        return tuple(map(_name, self._names))
 
     @property
     def connections(self) -> int:
@@ -71,7 +76,7 @@ class Listener:
         """Accept no more; may be called from a signal handler."""
         self._stopping.set()
         with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"x")
+            self._wake_write.send(b"x")
 
     def run(self, grace: float = 30.0) -> None:
         """Accept until stopped; then wait for the connections that are served, and shut what is left of them.
@@ -82,17 +87,20 @@ class Listener:
             Seconds to wait for them.
         """
         try:
-            with selectors.DefaultSelector() as selector:
-                for found in self._sockets:
-                    selector.register(found, selectors.EVENT_READ)
-                selector.register(self._wake_read, selectors.EVENT_READ)
-                while not self.stopping:
-                    for key, _ in selector.select():
-                        if isinstance(key.fileobj, socket.socket):
-                            self._accept(key.fileobj)
+            while not self.stopping:
+                for key, _ in self._selector.select():
+                    if key.fileobj is not self._wake_read:
+                        assert isinstance(key.fileobj, socket.socket)
+                        self._accept(key.fileobj)
         finally:
             self._stopping.set()
             self._finish(grace)
+
+    def close(self) -> None:
+        """Give back its sockets; `run` does so itself."""
+        self._selector.close()
+        for found in (*self._sockets, self._wake_read, self._wake_write):
+            found.close()
 
     def _accept(self, listening: socket.socket) -> None:
         try:
@@ -111,12 +119,20 @@ class Listener:
             connection.close()
             return
         connection.setblocking(True)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         thread = threading.Thread(target=self._serve, args=(connection, peer), name=f"serve {peer}", daemon=True)
         with self._lock:
             self._connections[thread] = connection
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # out of threads: who is served already must not suffer
+            logger.warning("connection from %s refused: %s", peer, error)
+            with self._lock:
+                del self._connections[thread]
+            connection.close()
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         try:
@@ -124,15 +140,12 @@ class Listener:
         except Exception:
             logger.exception("connection from %s failed", peer)
         finally:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+            _leave(connection)
             with self._lock:
                 del self._connections[threading.current_thread()]
 
     def _finish(self, grace: float) -> None:
-        for found in self._sockets:
-            found.close()
+        self.close()
         until = time.monotonic() + grace
         while self.connections and time.monotonic() < until:
             time.sleep(0.02)
@@ -145,28 +158,41 @@ class Listener:
                 connection.shutdown(socket.SHUT_RD)
         for thread in left:
             thread.join(5)
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+
+
+def _leave(connection: socket.socket) -> None:
+    """Close a connection without a reset, which could take our last words from who has not read them yet."""
+    end = time.monotonic() + LEAVE_SECONDS
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(LEAVE_SECONDS)
+        while connection.recv(2**16) and time.monotonic() < end:
+            pass
+    # wakes a thread that still reads
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def _bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """Listening sockets on all addresses of some hosts, with one port."""
     found: list[socket.socket] = []
+    wanted = [entry for host in hosts for entry in _resolved(host)]
+    # comes last: it may be missing where something else is there
+    wanted.sort(key=lambda entry: entry[1] == "::1")
     try:
-        for host in hosts:
-            for family, address in _resolved(host):
-                try:
-                    found.append(_listening(family, address, port))
-                except OSError as error:
-                    missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-                    if address == "::1" and found and error.errno in missing:
-                        continue
-                    hint = ", something else listens there" if error.errno == errno.EADDRINUSE else ""
-                    raise OSError(
-                        f"{_name((address, port))}: cannot listen ({error.strerror}{hint}); "
-                        "choose another --port or --host"
-                    ) from None
-                port = port or int(found[0].getsockname()[1])
+        for family, address in dict.fromkeys(wanted):
+            try:
+                found.append(_listening(family, address, port, dual=(socket.AF_INET, "0.0.0.0") not in wanted))
+            except OSError as error:
+                missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+                if address == "::1" and found and error.errno in missing:
+                    continue
+                hint = ", something else listens there" if error.errno == errno.EADDRINUSE else ""
+                raise OSError(
+                    f"{_name((address, port))}: cannot listen ({error.strerror}{hint}); choose another --port or --host"
+                ) from None
+            port = port or int(found[0].getsockname()[1])
     except BaseException:
         for opened in found:
             opened.close()
@@ -182,12 +208,13 @@ def _resolved(host: str) -> list[tuple[socket.AddressFamily, str]]:
     return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in infos))
 
 
-def _listening(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+def _listening(family: socket.AddressFamily, address: str, port: int, *, dual: bool) -> socket.socket:
+    """A listening socket; one on all addresses of IPv6 takes those of IPv4 too where it may."""
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address == "::" else 1)
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual and address == "::" else 1)
         found.bind((address, port))
         found.listen(BACKLOG)
         found.setblocking(False)

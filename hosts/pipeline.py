@@ -13,6 +13,7 @@ from voxelsigma.gadgets.chaining import GadgetSpec, properties_of, specs_of
 
 OWN_PREFIX = "voxelsigma.gadgets."
 PIPELINE_FOLDER = Path(voxelsigma.pipelines.__path__[0])
+MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ def parse_pipeline(xml: bytes, source: str) -> Pipeline:
         raise ValueError(f"{source}: document types and entities are refused ({error})") from None
     except SyntaxError as error:
         raise ValueError(f"{source}: not well-formed XML ({error})") from None
+    if _deeper(root, MAX_DEPTH):
+        raise ValueError(f"{source}: elements are nested more than {MAX_DEPTH} deep")
     version = root.findtext("version")
     if root.tag != "configuration" or version is None or version.strip() != "2":
         found = f"<{root.tag}>" if root.tag != "configuration" else f"<version>{version}</version>"
@@ -135,6 +138,14 @@ def parse_pipeline(xml: bytes, source: str) -> Pipeline:
     if stream is None or not len(stream):
         raise ValueError(f"{source}: has no <stream> with nodes")
     return Pipeline(source=source, nodes=tuple(_node(element, source) for element in stream))
+
+
+def _deeper(root: Element, limit: int) -> bool:
+    """Whether elements are nested deeper than some limit; what recurses into such a tree would crash."""
+    level = [root]
+    for _ in range(limit):
+        level = [child for element in level for child in element]
+    return bool(level)
 
 
 def _node(element: Element, source: str) -> Node:

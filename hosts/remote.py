@@ -2,6 +2,7 @@
 
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from voxelsigma.gadgets.context import Context
@@ -32,7 +33,12 @@ class ConnectNode:
         """
         exchange = Exchange(self._name, self.node.configuration, self.context, self.family, lambda: "")
         with self._connected() as connection:
-            yield from exchange.run(connection, items)
+            try:
+                yield from exchange.run(connection, items)
+            finally:
+                # closing alone does not wake the thread that feeds it
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def _name(self) -> str:

@@ -11,12 +11,14 @@ from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement
 
 from voxelsigma.gadgets.registry import GADGETS
-from voxelsigma.hosts.pipeline import OWN_PREFIX, PIPELINE_FOLDER, External, Pipeline, parse_pipeline
+from voxelsigma.hosts.pipeline import OWN_PREFIX, PIPELINE_FOLDER, External, Node, Pipeline, parse_pipeline
 
 logger = logging.getLogger("voxelsigma.server")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LEGACY: Final = "gadgetronStreamConfiguration"
+
+MAX_PARAMETERS: Final = 256 * 2**10
 
 
 def named_pipeline(name: str, folders: Sequence[Path]) -> Pipeline:
@@ -67,7 +69,14 @@ def parameters_of(text: str) -> dict[str, Any]:
     """The parameters of a JSON text as FIRE clients send it; empty if it is none.
 
     A JSON text is an object whose `parameters` hold the values; any other text is logged and otherwise ignored.
+
+    Raises
+    ------
+    ValueError
+        If it is an object of more than 256 KiB.
     """
+    if len(text) > MAX_PARAMETERS and text.lstrip().startswith("{"):
+        raise ValueError(f"parameters: a JSON text of {len(text)} characters; at most {MAX_PARAMETERS} are accepted")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -87,6 +96,7 @@ def with_parameters(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Pipeli
     ValueError
         If a parameter names a gadget that the pipeline does not have, or its value names a file.
     """
+    pipeline = replace(pipeline, nodes=tuple(map(_copied, pipeline.nodes)))
     for name, value in parameters.items():
         parts = _gadget_and_property(name)
         if parts is None:
@@ -95,8 +105,12 @@ def with_parameters(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Pipeli
             continue
         text = str(value).lower() if isinstance(value, bool) else str(value)
         _check_value(name, text)
-        pipeline = _with_property(pipeline, *parts, text)
+        _set_property(pipeline, *parts, text)
     return pipeline
+
+
+def _copied(node: Node) -> Node:
+    return replace(node, configuration=copy.deepcopy(node.configuration)) if isinstance(node, External) else node
 
 
 def _gadget_and_property(name: str) -> tuple[str, str] | None:
@@ -107,19 +121,16 @@ def _gadget_and_property(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _with_property(pipeline: Pipeline, gadget: str, name: str, value: str) -> Pipeline:
-    nodes = tuple(
-        replace(node, configuration=copy.deepcopy(node.configuration)) if isinstance(node, External) else node
-        for node in pipeline.nodes
-    )
-    elements = [element for node in nodes if isinstance(node, External) for element in _elements_of(gadget, node)]
+def _set_property(pipeline: Pipeline, gadget: str, name: str, value: str) -> None:
+    elements = [
+        element for node in pipeline.nodes if isinstance(node, External) for element in _elements_of(gadget, node)
+    ]
     for element in elements:
         for old in [child for child in element.findall("property") if child.get("name") == name]:
             element.remove(old)
         SubElement(element, "property", {"name": name, "value": value})
     if not elements:
         raise ValueError(f"parameter '{gadget}.{name}': {pipeline.source} has no gadget {gadget!r}")
-    return replace(pipeline, nodes=nodes)
 
 
 def _elements_of(gadget: str, node: External) -> Iterator[Element]:
@@ -132,5 +143,7 @@ def _elements_of(gadget: str, node: External) -> Iterator[Element]:
 
 def _check_value(name: str, value: str) -> None:
     """Refuse what could be a path: a client must not make the server read its files."""
-    if "/" in value or "\\" in value or ".." in value or "\0" in value:
+    path = "/" in value or "\\" in value or ".." in value or "\0" in value
+    # in the server's own folder a file needs no slash
+    if path or name.endswith("noise_file") or value.strip().lower().endswith((".yaml", ".yml")):
         raise ValueError(f"parameter {name!r}: {value[:200]!r} is refused; a client may not name files of the server")

@@ -3,18 +3,21 @@
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+import struct
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from ismrmrd import Image
+from ismrmrd.constants import ACQ_IS_NOISE_MEASUREMENT
 
 from voxelsigma.formats.header import parse_header
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.external import Incoming, items_of
-from voxelsigma.gadgets.items import NoiseCovariance
+from voxelsigma.gadgets.items import ReadoutBlock
 from voxelsigma.gadgets.outgoing import GADGETRON_TYPES, DownstreamError, Outgoing
 from voxelsigma.gadgets.turns import Turns
 from voxelsigma.gadgets.wire import (
@@ -37,7 +40,7 @@ from voxelsigma.hosts.requests import (
     sent_pipeline,
     with_parameters,
 )
-from voxelsigma.hosts.worker import answer_queries, first_word, greeting
+from voxelsigma.hosts.worker import answer_queries, give_back_memory, greeting, said, says_anything
 
 logger = logging.getLogger("voxelsigma.server")
 
@@ -88,21 +91,22 @@ class Server:
 
     def handle(self, connection: socket.socket, peer: str) -> None:
         """Serve a connection to its end; whatever fails is told to the client as TEXT, then CLOSE."""
-        connection.settimeout(self.policy.idle_seconds)
+        if not says_anything(connection, peer):
+            return
+        _limit_sending(connection, self.policy.idle_seconds)
         source = Incoming(
             connection.recv,
             idle_seconds=self.policy.idle_seconds,
             stall_seconds=min(STALL_SECONDS, self.policy.idle_seconds),
         )
         try:
-            first = first_word(source, peer)
-            if first is None:
-                return
+            first = greeting(source)
             if isinstance(first, Query | Close):
                 answer_queries(connection, source, first, self.tally)
             elif isinstance(first, Configuration) and is_noise_query(first.xml):
                 logger.info("%s asks for stored noise: there is none here", peer)
                 connection.sendall(close_message())
+                source.drain()
             else:
                 with self.tally.scan():
                     self._scan(connection, source, first, peer)
@@ -111,18 +115,21 @@ class Server:
         except Exception as error:
             logger.error("%s: %s", peer, error, exc_info=error)
             with contextlib.suppress(OSError):
-                connection.sendall(text_message(TEXT, f"voxelsigma: {error or type(error).__name__}".encode()))
+                text = said(f"voxelsigma: {error or type(error).__name__}")
+                connection.sendall(text_message(TEXT, text.encode()))
                 connection.sendall(close_message())
                 # a client that is still sending must not lose the text to a reset connection
-                source.drain()
+                if not isinstance(error, TimeoutError):
+                    source.drain()
         finally:
             source.close()
+            give_back_memory()
 
     def _scan(self, connection: socket.socket, source: Incoming, first: Any, peer: str) -> None:
         request = self._request(source, first)
         logger.info("%s: %s", peer, request.pipeline.source)
         context = Context(header=parse_header(request.header), turns=self.turns, noise=self.policy.noise)
-        send = Outgoing(connection.sendall, CLIENT_TYPES)
+        send = Outgoing(_sender(connection, self.policy.idle_seconds), CLIENT_TYPES)
         run_pipeline(request.pipeline, context, items_of(source.messages(request.first)), send)
         send.bytes(close_message())
 
@@ -155,7 +162,7 @@ class Server:
             return named_pipeline(asked.name, self.policy.folders)
         if not isinstance(asked, Configuration):
             raise ValueError(f"expected the name of a pipeline first, got {type(asked).__name__}")
-        text = asked.xml.strip(b"\0 \r\n\t")
+        text = asked.xml.removeprefix(BOM_UTF8).strip(b"\0 \r\n\t")
         if not text.startswith(b"<"):
             # some clients send the name where others send the XML
             return named_pipeline(text.decode(errors="replace"), self.policy.folders)
@@ -176,20 +183,46 @@ def run_pipeline(pipeline: Pipeline, context: Context, items: Iterator[Any], sen
     Raises
     ------
     ValueError
-        If no image came out, of anything but a noise scan.
+        If no image came out, of anything but a noise scan, which is kept for other measurements.
     """
-    images, noise_only = 0, False
+    images, brought = 0, set[str]()
     dropped: dict[str, int] = {}
-    with closing(connect(pipeline, context, items)) as found:
+    with closing(connect(pipeline, context, _watched(items, brought))) as found:
         for item in found:
             if isinstance(item, Image):
                 send(item)
                 images += 1
                 continue
-            noise_only = noise_only or isinstance(item, NoiseCovariance)
             dropped[type(item).__name__] = dropped.get(type(item).__name__, 0) + 1
     if dropped:
         logger.info("not images, not sent: %s", ", ".join(f"{count} {name}" for name, count in dropped.items()))
-    if not images and not noise_only:
+    if not images and brought != {"noise"}:
         raise ValueError(f"no image came out of {pipeline.source}")
     return images
+
+
+def _watched(items: Iterator[Any], brought: set[str]) -> Iterator[Any]:
+    """The same items; notes which readouts were among them, `noise` or `other`."""
+    for item in items:
+        if isinstance(item, ReadoutBlock):
+            noise = item.flagged(ACQ_IS_NOISE_MEASUREMENT)
+            brought |= {name for name, found in (("noise", noise), ("other", ~noise)) if found.any()}
+        yield item
+
+
+def _limit_sending(connection: socket.socket, seconds: float) -> None:
+    """Let a send wait for a client that takes nothing; reading has limits of its own, so the socket's will not do."""
+    whole, part = divmod(seconds, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole), int(part * 1e6)))
+
+
+def _sender(connection: socket.socket, seconds: float) -> Callable[[bytes], None]:
+    """Sends all of some bytes."""
+
+    def send(content: bytes) -> None:
+        try:
+            connection.sendall(content)
+        except BlockingIOError:
+            raise ConnectionError(f"it took nothing for {seconds:g} s") from None
+
+    return send

@@ -7,7 +7,7 @@ from pathlib import Path
 from voxelsigma.formats.header import parse_header
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.external import Incoming, items_of
-from voxelsigma.gadgets.outgoing import DownstreamError, Outgoing
+from voxelsigma.gadgets.outgoing import Outgoing
 from voxelsigma.gadgets.wire import Close, Configuration, FileName, ScanHeaderText, close_message, message
 from voxelsigma.hosts.pipeline import load_pipeline
 from voxelsigma.hosts.server import CLIENT_TYPES, run_pipeline
@@ -65,8 +65,5 @@ def _header(incoming: Incoming) -> ScanHeaderText:
 
 def _write_all(sink: int, content: bytes) -> None:
     rest = memoryview(content)
-    try:
-        while rest:
-            rest = rest[os.write(sink, rest) :]
-    except BrokenPipeError as error:
-        raise DownstreamError(f"who reads the output is gone ({error.strerror})") from None
+    while rest:
+        rest = rest[os.write(sink, rest) :]

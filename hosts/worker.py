@@ -1,8 +1,11 @@
 """The resident worker: the other end of Gadgetron's `<connect>`, with models loaded and warm."""
 
 import contextlib
+import ctypes
+import linecache
 import logging
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -11,7 +14,7 @@ from voxelsigma.formats.header import parse_header
 from voxelsigma.gadgets.chaining import chain, specs_of
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.external import Incoming
-from voxelsigma.gadgets.node import converse, parse_configuration
+from voxelsigma.gadgets.node import converse, described, parse_configuration
 from voxelsigma.gadgets.outgoing import DownstreamError, Outgoing
 from voxelsigma.gadgets.turns import Turns
 from voxelsigma.gadgets.wire import (
@@ -31,6 +34,10 @@ GREETING_SECONDS: Final = 30.0
 """How long a connection may take to say what it wants; Gadgetron says it at once."""
 
 
+class SilentError(TimeoutError):
+    """Who connected does not go on: waiting for the end of what it sends would be for ever."""
+
+
 @dataclass(slots=True)
 class Worker:
     """Serves one node of one scan a connection; the configuration alone says which gadgets it is.
@@ -43,11 +50,11 @@ class Worker:
 
     def handle(self, connection: socket.socket, peer: str) -> None:
         """Serve a connection to its end; whatever fails is reported on it as ERROR, then CLOSE."""
+        if not says_anything(connection, peer):
+            return
         source = Incoming(connection.recv)
         try:
-            first = first_word(source, peer)
-            if first is None:
-                return
+            first = greeting(source)
             if isinstance(first, Query | Close):
                 answer_queries(connection, source, first, self.tally)
                 return
@@ -59,11 +66,13 @@ class Worker:
         except Exception as error:
             logger.error("%s: %s", peer, error, exc_info=error)
             with contextlib.suppress(OSError):
-                connection.sendall(error_message(f"voxelsigma worker: {error or type(error).__name__}"))
+                connection.sendall(error_message(said(f"voxelsigma worker: {described(error, 'worker')}")))
                 connection.sendall(close_message())
-                source.drain()
+                if not isinstance(error, SilentError):
+                    source.drain()
         finally:
             source.close()
+            give_back_memory()
 
     def _node(self, connection: socket.socket, source: Incoming, first: object, peer: str) -> None:
         if not isinstance(first, Configuration):
@@ -79,22 +88,48 @@ class Worker:
         send.bytes(close_message())
 
 
-def first_word(source: Incoming, peer: str) -> object:
-    """What a connection says first; None if it leaves without a word, as port scanners and health checks do."""
+def give_back_memory() -> None:
+    """Return to the system what a scan does not need any more.
+
+    torch keeps the source of every graph that it traced, for tracebacks, and for ever; and the C library keeps for each
+    thread that ever ran what it freed.
+    """
+    loader = getattr(sys.modules.get("torch.fx.graph_module"), "_loader", None)
+    sources: dict[str, str] = getattr(loader, "eval_cache", {})
+    for name in list(sources):
+        sources.pop(name, None)
+        linecache.cache.pop(name, None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def says_anything(connection: socket.socket, peer: str) -> bool:
+    """Whether a connection brings a first byte in time; port scanners and probes of load balancers bring none."""
+    reason = "it hung up"
     try:
-        return greeting(source)
-    except (EOFError, OSError) as error:
-        if source.received:
-            raise
-        logger.info("%s left without a word (%s)", peer, error)
-        return None
+        connection.settimeout(GREETING_SECONDS)
+        if connection.recv(1, socket.MSG_PEEK):
+            connection.settimeout(None)
+            return True
+    except TimeoutError:
+        reason = f"nothing came for {GREETING_SECONDS:g} s"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    logger.info("%s left without a word (%s)", peer, reason)
+    return False
+
+
+def said(text: str) -> str:
+    """A text that has a message: what a client sent may hold halves of characters, which have no bytes."""
+    return text.encode(errors="replace").decode()
 
 
 def greeting(source: Incoming) -> object:
     """A message that must come without delay."""
     found = source.next(GREETING_SECONDS)
     if found is None:
-        raise TimeoutError(f"nothing came for {GREETING_SECONDS:g} s")
+        raise SilentError(f"nothing came for {GREETING_SECONDS:g} s")
     return found
 
 

@@ -1,12 +1,12 @@
 """Turns on a device: one at a time, first come first served."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from voxelsigma.gadgets import turns as module
 from voxelsigma.gadgets.turns import Turns
 
 SECONDS = 20.0
@@ -65,7 +65,7 @@ def test_whoever_asks_again_stands_at_the_end() -> None:
     for thread in threads:
         thread.join(SECONDS)
     assert sorted(order) == ["a"] * 20 + ["b"] * 20
-    assert all(first != second for first, second in zip(order[:-1], order[1:], strict=True))
+    assert all(first != second for first, second in itertools.pairwise(order))
 
 
 def test_one_at_a_time() -> None:
@@ -108,7 +108,7 @@ def test_an_interrupted_wait_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, ca
     first = turns()
     first.__enter__()
     with monkeypatch.context() as patch:
-        patch.setattr(module.threading, "Event", Interrupted)
+        patch.setattr(threading, "Event", Interrupted)
         with pytest.raises(KeyboardInterrupt), turns():
             pytest.fail("a turn without waiting")
     assert waiting(turns) == 0

@@ -1,5 +1,7 @@
 """Models loaded and run before the first scan."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from voxelsigma.gadgets import warming
 from voxelsigma.gadgets.chaining import GadgetSpec
 from voxelsigma.gadgets.warming import warm
 from voxelsigma.hosts.worker import preload
+from voxelsigma.noise.linearize import Linearization, linearize
 
 
 def spec(**properties: str) -> GadgetSpec:
@@ -21,14 +24,13 @@ def test_every_model_once() -> None:
 
 def test_each_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its set-up and one probe: what the first scan would have to wait for."""
-    pushed = []
+    pushed: list[Linearization] = []
 
-    def linearized(function: object, kspace: torch.Tensor) -> object:
-        found = original(function, kspace)  # type: ignore[arg-type]
+    def linearized(function: Callable[[torch.Tensor], torch.Tensor], kspace: torch.Tensor) -> Linearization:
+        found = linearize(function, kspace)
         pushed.append(found)
         return found
 
-    original = warming.linearize
     monkeypatch.setattr(warming, "linearize", linearized)
     warm([spec(model="unrolled_small"), spec(model="sense")])
     assert len(pushed) == 2
