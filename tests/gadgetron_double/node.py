@@ -32,7 +32,7 @@ from tests.gadgetron_double.registry import Channel, ChannelClosedError, Registr
 # what the server makes of bytes that it could not read: garbage, that always was 1
 BROKEN: Final = "Received illegal message id from external peer: 1"
 # within this a peer that did not hear the server out resets its connection
-RESET_SECONDS: Final = 0.1
+RESET_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,18 +188,22 @@ class ExternalNode:
 
     def _write(self, content: bytes) -> None:
         with self._lock:
-            if self._broken or not self._outbound_open or self._connection is None:
-                raise ChannelClosedError
-            try:
-                self._connection.sendall(content)
-            except OSError:
-                self._broken = True
-                raise ChannelClosedError from None
+            self._write_locked(content)
+
+    def _write_locked(self, content: bytes) -> None:
+        if self._broken or not self._outbound_open or self._connection is None:
+            raise ChannelClosedError
+        try:
+            self._connection.sendall(content)
+        except OSError:
+            self._broken = True
+            raise ChannelClosedError from None
 
     def _close_outbound(self) -> None:
-        with suppress(ChannelClosedError):
-            self._write(close())
+        # nothing may get between CLOSE and the end: a node that has read CLOSE leaves
         with self._lock:
+            with suppress(ChannelClosedError):
+                self._write_locked(close())
             self._outbound_open = False
 
     def _read_all(self, connection: socket.socket, source: Channel, sink: Channel) -> None:
@@ -244,9 +248,11 @@ class ExternalNode:
         """
         if not self._goodbye or self._connection is None:
             return
-        poll = select.poll()
-        poll.register(self._connection, select.POLLERR | select.POLLRDHUP)
-        poll.poll(1000 * seconds)
+        # a node that shuts its connection before it closes it ends it twice: only the second time may be a reset
+        for ending in (select.POLLERR | select.POLLRDHUP, select.POLLERR):
+            poll = select.poll()
+            poll.register(self._connection, ending)
+            poll.poll(1000 * seconds if self._spoke else 0)
         reset = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
         if (reset or self._broken) and self._spoke:
             self._fail(BROKEN)
