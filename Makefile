@@ -23,16 +23,17 @@ demo: setup
 	@echo "The images and maps are in demo/out.h5 (ISMRMRD), the picture is demo/sigma.png:"
 	@echo "the reconstruction, its noise standard deviation, their quotient (SNR), and the noise against full sampling."
 
+# one process a core, one thread each: more threads only wait for each other
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 test-gadgetron: $(GADGETRON_VENV)/.installed
-	$(GADGETRON_VENV)/bin/pytest tests/gadgets tests/formats
+	OMP_NUM_THREADS=1 $(GADGETRON_VENV)/bin/pytest -n auto --dist loadfile tests/gadgets tests/formats
 
 $(GADGETRON_VENV)/.installed: pyproject.toml constraints-gadgetron.txt
 	$(PYTHON) -m venv $(GADGETRON_VENV)
 	$(GADGETRON_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(GADGETRON_VENV)/bin/python -m pip install --quiet --constraint constraints-gadgetron.txt --editable . pytest hypothesis matplotlib nibabel
+	$(GADGETRON_VENV)/bin/python -m pip install --quiet --constraint constraints-gadgetron.txt --editable . pytest pytest-xdist hypothesis matplotlib nibabel
 	touch $@
 
 check: setup

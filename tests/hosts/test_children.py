@@ -213,6 +213,8 @@ def test_a_replay_that_is_stopped_leaves_nothing_behind(
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": modules},
         stderr=subprocess.DEVNULL,
+        # a suite that runs in the background of a shell ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while len(children(tmp_path)) < 2:
         assert running.poll() is None
