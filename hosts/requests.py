@@ -78,7 +78,8 @@ def parameters_of(text: str) -> dict[str, Any]:
     if len(text) > MAX_PARAMETERS and text.lstrip().startswith("{"):
         raise ValueError(f"parameters: a JSON text of {len(text)} characters; at most {MAX_PARAMETERS} are accepted")
     try:
-        found = json.loads(text)
+        # halves of characters, which JSON can spell, have no bytes: no log could be written
+        found = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError):
         logger.info("text from the client: %s", text[:1000])
         return {}
