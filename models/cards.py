@@ -1,6 +1,5 @@
 """Model cards: what a reconstruction is, what it was made for, and its weights."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +7,27 @@ from typing import Any, Protocol
 
 import torch
 import yaml
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from voxelsigma.models.grid import Window
-from voxelsigma.models.network import Network
+from voxelsigma.models.imported import PREFIX, build, check_name
+from voxelsigma.models.modl import Modl
+from voxelsigma.models.network import Network, NetworkFunction
 from voxelsigma.models.problem import PlaneProblem
 from voxelsigma.models.sense import Sense
+from voxelsigma.models.unet import ImageUNet
 from voxelsigma.models.unrolled import Unrolled
+from voxelsigma.models.varnet import VarNet
+from voxelsigma.models.weights import SUFFIXES, fill, read_weights
 
 CARD_FOLDER = Path(__file__).parent
 
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {"unrolled": Unrolled}
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
+    "modl": Modl,
+    "unet": ImageUNet,
+    "unrolled": Unrolled,
+    "varnet": VarNet,
+}
 """Networks by the name that a card gives as its architecture."""
 
 _KEYS = {
@@ -28,6 +36,7 @@ _KEYS = {
     "hyperparameters": dict,
     "weights": str,
     "sha256": str,
+    "estimates_sensitivities": bool,
     "fit_for": dict,
     "trained_on": str,
     "evaluation": str,
@@ -69,17 +78,19 @@ class ModelCard:
     name
         Its name.
     architecture
-        `sense`, or a network of `ARCHITECTURES`.
+        `sense`, a network of `ARCHITECTURES`, or `python:package.module:Name` for an importable one.
     hyperparameters
         Arguments of the architecture.
     weights
-        The safetensors file beside the card; None for a method without any.
+        The file beside the card; None for a method without any.
     sha256
         Of the weights.
     acceleration, coils
         Smallest and largest value it is fit for.
     dimension
         Number of image dimensions it sees at a time.
+    estimates_sensitivities
+        Whether the model estimates sensitivities of its own, so that none are held fixed.
     """
 
     path: Path
@@ -91,6 +102,7 @@ class ModelCard:
     acceleration: tuple[float, float]
     coils: tuple[int, int]
     dimension: int
+    estimates_sensitivities: bool = False
 
     def unfit(self, *, acceleration: float, coils: int, dimension: int) -> str:
         """What the data ask beyond what the model is fit for, in words; empty if nothing."""
@@ -148,35 +160,38 @@ def load_model(card: ModelCard, device: torch.device, **overrides: Any) -> Recon
     Raises
     ------
     FileNotFoundError, ValueError
-        If the weights are missing, their hash differs, or their keys or shapes do not fit the architecture.
+        If the weights are missing, their hash differs, or their keys or shapes do not fit the architecture; if
+        what the card names cannot be imported.
     """
     try:
         if card.architecture == "sense":
             return Sense(**{**card.hyperparameters, **overrides})
-        network = ARCHITECTURES[card.architecture](**card.hyperparameters)
+        function = _built(card)
     except TypeError as error:
         raise ValueError(f"{card.path}: hyperparameters do not fit {card.architecture} ({error})") from None
-    _load_weights(network, card)
-    return Network(function=network.to(device).eval().requires_grad_(False))
+    if card.weights is not None:
+        _load_weights(function, card)
+    if isinstance(function, nn.Module):
+        function = function.to(device).eval().requires_grad_(False)
+    return Network(function=function, estimates_sensitivities=card.estimates_sensitivities)
 
 
-def _load_weights(network: nn.Module, card: ModelCard) -> None:
+def _built(card: ModelCard) -> NetworkFunction:
+    """The network of a card, without its weights."""
+    if card.architecture.startswith(PREFIX):
+        return build(card.architecture, card.hyperparameters, origin=card.path)
+    return ARCHITECTURES[card.architecture](**card.hyperparameters)
+
+
+def _load_weights(network: NetworkFunction, card: ModelCard) -> None:
     """Fill a network, all keys or none."""
     assert card.weights is not None
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{card.path}: field 'weights' is for modules, {card.architecture} is a function")
     if not card.weights.is_file():
         raise FileNotFoundError(f"{card.path}: weights {card.weights} do not exist")
-    content = card.weights.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != card.sha256:
-        raise ValueError(f"{card.weights}: sha256 is {digest}, the card {card.path.name} states {card.sha256}")
-    tensors = load_safetensors(content)
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    if found != expected:
-        differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
-        listed = ", ".join(f"{key} (has {found.get(key)}, needs {expected.get(key)})" for key in differing)
-        raise ValueError(f"{card.weights}: does not fit {card.architecture} {dict(card.hyperparameters)}: {listed}")
-    network.load_state_dict(tensors)
+    tensors = read_weights(card.weights, sha256=card.sha256, stated_by=card.path.name)
+    fill(network, tensors, origin=card.weights, description=f"{card.architecture} {dict(card.hyperparameters)}")
 
 
 def _checked(path: Path, content: Any) -> ModelCard:
@@ -191,12 +206,17 @@ def _checked(path: Path, content: Any) -> ModelCard:
     if missing:
         raise ValueError(f"{path}: lacks the fields {', '.join(missing)}")
     architecture = content["architecture"]
-    if architecture != "sense" and architecture not in ARCHITECTURES:
+    ours = architecture in ARCHITECTURES
+    imported = architecture.startswith(PREFIX)
+    if imported:
+        check_name(architecture, origin=path)
+    elif architecture != "sense" and not ours:
         raise ValueError(
-            f"{path}: field 'architecture' must be one of sense, {', '.join(ARCHITECTURES)}, got {architecture!r}"
+            f"{path}: field 'architecture' must be one of sense, {', '.join(ARCHITECTURES)}, or "
+            f"{PREFIX}package.module:Name, got {architecture!r}"
         )
-    trained = architecture != "sense"
-    if trained and not {"weights", "sha256"} <= set(content):
+    with_weights = ours or (imported and ("weights" in content or "sha256" in content))
+    if with_weights and not {"weights", "sha256"} <= set(content):
         raise ValueError(f"{path}: lacks 'weights' or 'sha256', which {architecture!r} needs")
     fit = _fit(path, content["fit_for"])
     return ModelCard(
@@ -204,8 +224,9 @@ def _checked(path: Path, content: Any) -> ModelCard:
         name=content["name"],
         architecture=architecture,
         hyperparameters=content.get("hyperparameters", {}),
-        weights=_weights_path(path, content["weights"]) if trained else None,
+        weights=_weights_path(path, content["weights"]) if with_weights else None,
         sha256=content.get("sha256", ""),
+        estimates_sensitivities=_estimates(path, content),
         **fit,
     )
 
@@ -232,8 +253,23 @@ def _fit(path: Path, fit: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _estimates(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether the model estimates its own sensitivities; of networks of ours that is known."""
+    known = getattr(ARCHITECTURES.get(content["architecture"]), "estimates_sensitivities", False)
+    stated = content.get("estimates_sensitivities", known)
+    if stated != known and not content["architecture"].startswith(PREFIX):
+        raise ValueError(
+            f"{path}: field 'estimates_sensitivities' must be {str(known).lower()} for "
+            f"{content['architecture']!r}, got {str(stated).lower()}"
+        )
+    return stated
+
+
 def _weights_path(path: Path, name: str) -> Path:
     """Weights lie beside their card."""
-    if Path(name).name != name or not name.endswith(".safetensors"):
-        raise ValueError(f"{path}: field 'weights' must name a .safetensors file beside the card, got {name!r}")
+    if Path(name).name != name or not name.endswith(SUFFIXES):
+        raise ValueError(
+            f"{path}: field 'weights' must name a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file beside the card, "
+            f"got {name!r}"
+        )
     return path.parent / name

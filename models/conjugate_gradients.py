@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+SINGULAR = "the least-squares problem is (nearly) singular: choose a regularization above 0"
+
 
 def conjugate_gradients(
     operator: Callable[[Tensor], Tensor],
@@ -12,12 +14,15 @@ def conjugate_gradients(
     *,
     tolerance: float = 1e-6,
     max_iterations: int = 500,
+    iterations: int | None = None,
+    method: str = "sense",
+    advice: str = SINGULAR,
 ) -> Tensor:
     r"""Solve :math:`H x = b` for each member of a batch, from zero, to a relative residual.
 
     Hestenes & Stiefel, J Res Natl Bur Stand 1952. Every member runs with steps of its own until all have
-    :math:`\|b - H x\| \le \text{tolerance} \cdot \|b\|`: solved to the end, the solution is linear in b, so noise
-    passes through it exactly; a fixed small number of iterations would not be.
+    :math:`\|b - H x\| \le \text{tolerance} \cdot \|b\|`; one that is there stands still. Solved to the end, the
+    solution is linear in b, so noise passes through it exactly; a fixed small number of iterations would not be.
 
     Parameters
     ----------
@@ -29,18 +34,22 @@ def conjugate_gradients(
         Relative residual.
     max_iterations
         Limit.
+    iterations
+        Stop after so many at the latest, whatever the residual, and without an error: for training only.
+    method, advice
+        Who solves, and what to do about a system that cannot be solved: for the error's text.
 
     Raises
     ------
     ValueError
-        If the limit is reached first: the system is singular or nearly so.
+        If the limit is reached first: the system is singular or nearly so; or if values are not finite.
     """
     solution = torch.zeros_like(right_side)
     residual = right_side
     direction = residual
     energy = _energy(residual)
     target = tolerance**2 * energy
-    for _ in range(max_iterations):
+    for _ in range(max_iterations if iterations is None else iterations):
         if bool((energy <= target).all()):
             return solution
         mapped = operator(direction)
@@ -53,12 +62,15 @@ def conjugate_gradients(
         turn = torch.where(active, renewed / torch.where(active, energy, 1), 0)
         direction = residual + turn * direction
         energy = renewed
+    if iterations is not None or bool((energy <= target).all()):
+        return solution
+    if not bool(energy.isfinite().all()):
+        raise ValueError(f"{method}: conjugate gradients met values that are not finite")
     tiny = torch.finfo(energy.dtype).tiny
     worst = float((energy / (target / tolerance**2).clamp_min(tiny)).max() ** 0.5)
     raise ValueError(
-        f"sense: conjugate gradients stopped at a relative residual of {worst:.1e} after {max_iterations} "
-        f"iterations, {tolerance:.0e} is needed; the least-squares problem is (nearly) singular: "
-        "choose a regularization above 0"
+        f"{method}: conjugate gradients stopped at a relative residual of {worst:.1e} after {max_iterations} "
+        f"iterations, {tolerance:.0e} is needed; {advice}"
     )
 
 

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from voxelsigma.models.conjugate_gradients import conjugate_gradients
-from voxelsigma.models.fourier import fft_centred, ifft_centred
+from voxelsigma.models.fourier import ifft_centred
 from voxelsigma.models.grid import Window, apply_axes
 from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.models.sense_covariance import SenseCovariance
 from voxelsigma.noise.exact import ColumnSystem, column_system
 from voxelsigma.noise.linearize import Linearization, linear
+from voxelsigma.noise.pico import Probing, sample_covariance
+from voxelsigma.noise.probes import ProbeSource
 
 MAX_FACTOR_BYTES: Final = 2**29
 """Cholesky factors of all columns beyond this size are not kept; conjugate gradients need none."""
@@ -91,7 +94,14 @@ class SenseReconstruction:
     def _solve(self, right_side: Tensor) -> Tensor:
         if self.columns is not None:
             return self.columns.solve(right_side)
-        return conjugate_gradients(self._normal, right_side, tolerance=self.model.tolerance)
+        # with the origin at index 0 the transforms need no shifts of their own
+        normal = _Normal(
+            torch.fft.ifftshift(self.sensitivities, dim=(-2, -1)),
+            torch.fft.ifftshift(self.weights),
+            self.model.regularization,
+        )
+        shifted = torch.fft.ifftshift(right_side, dim=(-2, -1))
+        return torch.fft.fftshift(conjugate_gradients(normal, shifted, tolerance=self.model.tolerance), dim=(-2, -1))
 
     def linearize(self, kspace: Tensor) -> Linearization:
         """Its own Jacobian."""
@@ -110,16 +120,55 @@ class SenseReconstruction:
             return None
         return self.columns.variance(*self.output) * (noise[0].double() / 2)
 
-    def _normal(self, images: Tensor) -> Tensor:
-        r""":math:`A^H W A + \lambda`; axes along which W is constant need no Fourier transform."""
+    def covariance(self, probes: ProbeSource | None = None) -> SenseCovariance:
+        """Covariance of the image's noise as an operator.
+
+        Parameters
+        ----------
+        probes
+            Source of k-space probes with the noise of this plane; needed where the noise is not independent from
+            sample to sample (an asymmetric echo behind a crop of the readout). None for the problem's variances.
+        """
+        correlated = probes is not None and probes.through is not None
+        return SenseCovariance(
+            problem=self.problem,
+            windows=self.windows,
+            sensitivities=self.sensitivities,
+            weights=self.weights,
+            output=self.output,
+            regularization=self.model.regularization,
+            solve=self._solve,
+            noise=sample_covariance(probes) if correlated and probes is not None else None,
+        )
+
+    def covariance_push(self, images: Tensor) -> Tensor:
+        r"""Apply the covariance :math:`\Sigma = G C G^H` of the image's noise, `(..., y, x)` to `(..., y, x)`."""
+        return self.covariance().push(images)
+
+    def probing(self, probes: ProbeSource | None = None) -> Probing:
+        """What image-space probing needs; `probes` as for `covariance`."""
+        return self.covariance(probes).probing()
+
+
+@dataclass(frozen=True, slots=True)
+class _Normal:
+    r""":math:`A^H W A + \lambda` with the origin of both spaces at index 0."""
+
+    sensitivities: Tensor
+    weights: Tensor
+    regularization: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Axes along which W is constant need no Fourier transform."""
         axes = [axis for axis in (-2, -1) if not _constant_along(self.weights, axis)]
         coil_images = self.sensitivities * images.unsqueeze(-3)
         if axes:
-            coil_images = ifft_centred(self.weights * fft_centred(coil_images, axes), axes)
+            weighted = self.weights * torch.fft.fftn(coil_images, dim=axes, norm="ortho")
+            coil_images = torch.fft.ifftn(weighted, dim=axes, norm="ortho")
         else:
             coil_images = self.weights * coil_images
         combined = (self.sensitivities.conj() * coil_images).sum(dim=-3)
-        return combined + self.model.regularization * images
+        return combined + self.regularization * images
 
 
 def _constant_along(weights: Tensor, axis: int) -> bool:

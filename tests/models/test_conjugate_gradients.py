@@ -101,3 +101,43 @@ def test_consistent_singular_system_has_its_smallest_solution() -> None:
     expected[0] = 0
     found = conjugate_gradients(apply(torch.diag(diagonal)), diagonal.reshape(SHAPE), tolerance=1e-10)
     torch.testing.assert_close(found.flatten(), expected)
+
+
+def test_a_member_that_is_done_stands_still() -> None:
+    # one member is solved by one step, the other needs many
+    matrices = torch.stack([torch.eye(20, dtype=torch.complex128), systems(1, 11)[0]])
+    right_side = complex_normal(2, *SHAPE, seed=12)
+    found = conjugate_gradients(apply(matrices), right_side, tolerance=1e-13)
+    torch.testing.assert_close(found[0], right_side[0], rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(found, solved_directly(matrices, right_side), rtol=1e-9, atol=1e-9)
+
+
+def test_fixed_number_of_iterations_is_no_error() -> None:
+    matrices, right_side = systems(1, 13), complex_normal(1, *SHAPE, seed=14)
+    expected = solved_directly(matrices, right_side)
+    errors = [
+        float((conjugate_gradients(apply(matrices), right_side, iterations=count) - expected).norm())
+        for count in (0, 2, 4, 30)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] == float(expected.norm())
+    assert errors[-1] < 1e-5 * errors[0]
+
+
+def test_who_asked_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^modl: conjugate gradients stopped at .*; do something else$"):
+        conjugate_gradients(
+            apply(systems(1, 15)),
+            complex_normal(1, *SHAPE, seed=16),
+            max_iterations=2,
+            method="modl",
+            advice="do something else",
+        )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_an_error(bad: float) -> None:
+    right_side = complex_normal(2, *SHAPE, seed=17)
+    right_side[0, 0, 0] = bad
+    with pytest.raises(ValueError, match=r"^sense: conjugate gradients met values that are not finite"):
+        conjugate_gradients(apply(systems(2, 18)), right_side)
