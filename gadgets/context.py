@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from voxelsigma.formats.header import ScanHeader
 from voxelsigma.gadgets.items import Stream
 from voxelsigma.gadgets.turns import Turns
+
+if TYPE_CHECKING:
+    from voxelsigma.formats.probe_writer import ProbeWriter
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -28,12 +31,15 @@ class Context:
         Turns on the device, shared by the scans of a process.
     noise
         A noise scan or covariance to use instead of the stream's own.
+    probes
+        Where pushed probes are kept; None if nobody wants them. Only the host says so, never a configuration.
     """
 
     header: ScanHeader
     progress: Callable[[str, int, int], None] = field(default=_silent)
     turns: Turns = field(default_factory=Turns)
     noise: Path | None = None
+    probes: "ProbeWriter | None" = None
 
 
 class Gadget(Protocol):

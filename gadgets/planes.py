@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from voxelsigma.models.fourier import fft_centred, ifft_centred
 from voxelsigma.models.grid import Window, kspace_matrix
 from voxelsigma.models.problem import PlaneProblem
 from voxelsigma.noise.probes import ProbeSource
+
+NEGLIGIBLE_CORRELATION: Final = 1e-3
+"""Between planes of a volume, below which their noise is called independent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +157,17 @@ def _decoupling(kspace: KSpace) -> Tensor:
 def assemble(kspace: KSpace, planes: list[Tensor]) -> Tensor:
     """Planes `(y, x)` of a slice to `(1, y, x)`; planes `(z, y)` of a volume to `(z, y, x)`."""
     return torch.stack(planes, dim=-1) if kspace.volumetric else planes[0].unsqueeze(0)
+
+
+def independent_planes(kspace: KSpace) -> bool:
+    """Whether the noise of the planes of a slice or volume is independent from plane to plane."""
+    if not kspace.volumetric:
+        return True
+    first, last = kspace.limits[2]
+    rows = _decoupling(kspace)[:, first : last + 1]
+    gram = (rows @ rows.mH).abs()
+    diagonal = torch.diagonal(gram)
+    return float((gram - torch.diag(diagonal)).max() / diagonal.max()) < NEGLIGIBLE_CORRELATION
 
 
 def _fov_parts(kspace: KSpace) -> tuple[float, float, float]:

@@ -246,5 +246,7 @@ def method_meta(card: ModelCard, regularization: float | None, sensitivities: st
         else "",
         "voxelsigma_model_sha256": card.sha256,
         "voxelsigma_regularization": "" if regularization is None else f"{regularization:.9g}",
-        "voxelsigma_sensitivities": f"{sensitivities}, held fixed",
+        "voxelsigma_sensitivities": "estimated by the model"
+        if card.estimates_sensitivities
+        else f"{sensitivities}, held fixed",
     }

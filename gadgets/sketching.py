@@ -3,22 +3,28 @@
 import logging
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from ismrmrd import Image
 from torch import Tensor
 
+from voxelsigma.formats.probe_file import TOKEN_KEY
 from voxelsigma.gadgets.afterwork import Stop, Task, with_afterwork
 from voxelsigma.gadgets.context import Context
+from voxelsigma.gadgets.estimation import Estimator, VolumeEstimate
 from voxelsigma.gadgets.images import (
     SERIES_GFACTOR,
     SERIES_IMAGE,
     SERIES_SIGMA,
     SERIES_SIGMA_COMPLEX,
     SERIES_SIGMA_ERROR,
+    SERIES_SIGMA_FREEDOM,
+    SERIES_SIGMA_LOWER,
+    SERIES_SIGMA_UPPER,
     SERIES_SNR,
     MetaValue,
     SeriesNumbers,
@@ -31,7 +37,6 @@ from voxelsigma.gadgets.images import (
 )
 from voxelsigma.gadgets.items import Item, KSpace, Sensitivities, Stream, VolumeKey, Whitening
 from voxelsigma.gadgets.planes import assemble, pick_device
-from voxelsigma.gadgets.properties import boolean, choice, integer, number, several
 from voxelsigma.gadgets.recon_data import refuse_collected
 from voxelsigma.gadgets.reconstruction import (
     Reconstruction,
@@ -40,52 +45,12 @@ from voxelsigma.gadgets.reconstruction import (
     method_meta,
     reconstruct_planes,
 )
-from voxelsigma.models.cards import load_card
+from voxelsigma.gadgets.sketch_properties import SketchProperties
+from voxelsigma.models.cards import ModelCard, load_card
 from voxelsigma.models.sense import SenseReconstruction
 from voxelsigma.noise.covariance import covariance_bias, covariance_error
-from voxelsigma.noise.gfactor import noise_ratio
-from voxelsigma.noise.linearize import Linearization
-from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map
-from voxelsigma.noise.sketch import Stopping, object_mask, sketch
 
 logger = logging.getLogger("voxelsigma.sketch")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SketchProperties:
-    """Properties of `sketch`.
-
-    It stops at `probes`, at `target_error` (relative, median over the object) or after `time_budget` seconds a plane,
-    whichever comes first; with a `seed` on counts alone, so that it can be repeated. `maps` lists the series to
-    emit. `estimator` `auto` computes exactly where that is cheap (a linear reconstruction with sampling along one
-    axis). `dtype` is the data type of the series.
-    """
-
-    probes: int = integer(64, 2, 65536)
-    target_error: float | None = number(None, 1e-4, 1.0)
-    time_budget: float | None = number(None, 1e-3, 86400.0)
-    seed: int | None = integer(None, 0, 2**62)
-    maps: tuple[str, ...] = several(("magnitude",), "magnitude", "complex", "error", "snr", "gfactor")
-    estimator: str = choice("auto", "auto", "sketch", "exact")
-    control_variate: bool = boolean(True)
-    chunk: int | None = integer(None, 1, 4096)
-    dtype: str = choice("float32", "float32", "uint16")
-    device: str = choice("auto", "auto", "cpu", "cuda")
-    forward: tuple[str, ...] = several((), "covariance", "kspace", "sensitivities")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Result:
-    """Maps of a slice or volume, before the covariance's bias is taken into account, shape `(z, y, x)` each."""
-
-    magnitude: Tensor
-    complex: Tensor
-    relative_error: Tensor
-    ratio: Tensor
-    error: float
-    probes: int
-    estimator: str
-    explained: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +67,9 @@ _LAYERS = {
     "magnitude": _Layer(SERIES_SIGMA, "STD_MAP", "sigma magnitude, SNR units", 1000),
     "complex": _Layer(SERIES_SIGMA_COMPLEX, "STD_MAP", "sigma complex, SNR units", 1000),
     "error": _Layer(SERIES_SIGMA_ERROR, "STD_MAP", "standard error of sigma magnitude (sketch's part)", 1000),
+    "lower": _Layer(SERIES_SIGMA_LOWER, "STD_MAP", "sigma magnitude, lower 95 % limit (sketch's part)", 1000),
+    "upper": _Layer(SERIES_SIGMA_UPPER, "STD_MAP", "sigma magnitude, upper 95 % limit (sketch's part)", 1000),
+    "freedom": _Layer(SERIES_SIGMA_FREEDOM, "STD_MAP", "degrees of freedom of sigma squared", 1),
     "snr": _Layer(SERIES_SNR, "SNR_MAP", "SNR", 10),
     "gfactor": _Layer(SERIES_GFACTOR, "GFACTOR", "g-factor", 1000),
 }
@@ -119,6 +87,7 @@ class Sketch:
         self.context = context
         self.device = pick_device(properties.device)
         self.seed = secrets.randbits(62) if properties.seed is None else properties.seed
+        self.estimator = Estimator(properties=properties, context=context, seed=self.seed, device=self.device)
 
     def __call__(self, items: Stream) -> Stream:
         """Images in; images out, and behind each its maps, as soon as they are there."""
@@ -161,8 +130,7 @@ class Sketch:
         self, image: Image, kspace: KSpace, sensitivities: Sensitivities, numbers: SeriesNumbers, stop: Stop
     ) -> Iterator[Image]:
         """Maps by the method that an image of another process names."""
-        path = str(image.meta.get("voxelsigma_model_card", "")).encode("ascii").decode("unicode_escape")
-        card = load_card(path or str(image.meta["voxelsigma_model"]))
+        card = self._card_of(image)
         stated = image.meta.get("voxelsigma_regularization")
         method = load_method(card, self.device, None if stated is None else float(stated))
         with self.context.turns():
@@ -177,6 +145,19 @@ class Sketch:
         )
         yield from self._maps(repeated, numbers, stop)
 
+    def _card_of(self, image: Image) -> ModelCard:
+        """The card that an image names: shipped, or configured here; a card may name code, which no message may."""
+        path = str(image.meta.get("voxelsigma_model_card", "")).encode("ascii").decode("unicode_escape")
+        if not path:
+            return load_card(str(image.meta["voxelsigma_model"]))
+        configured = load_card(self.properties.model)
+        if configured.path.absolute() != Path(path).absolute():
+            raise ValueError(
+                f"sketch: an image was made by the model card {path!r}, which is not shipped; property 'model' must "
+                f"name it here too, got {self.properties.model!r}"
+            )
+        return configured
+
     def _maps(self, reconstruction: Reconstruction, numbers: SeriesNumbers, stop: Stop) -> Iterator[Image]:
         kspace = reconstruction.planes[0].item
         if kspace.whitening is None:
@@ -185,9 +166,14 @@ class Sketch:
                 "before 'accumulate' (with forward='covariance'), or set prewhitened='true' there if something else "
                 "did it"
             )
-        result = self._estimate(reconstruction, stop)
+        if "complex" in self.properties.maps and not reconstruction.values[0].is_complex():
+            raise ValueError(
+                f"sketch: property 'maps' asks for 'complex', but {reconstruction.card.name!r} gives real images, "
+                "which have only a magnitude map"
+            )
         whitening = kspace.whitening
         bias = covariance_bias(whitening.coils, whitening.effective_samples) if whitening.samples else 1.0
+        result = self.estimator.estimate(reconstruction, whitening, bias, stop)
         common = self._meta(reconstruction, result, whitening, bias)
         for name in self.properties.maps:
             layer = _LAYERS[name]
@@ -207,95 +193,8 @@ class Sketch:
             }
             yield make_image(stored, kspace, numbers, layer.series, meta)
 
-    def _estimate(self, reconstruction: Reconstruction, stop: Stop) -> _Result:
-        """Maps of all planes, assembled."""
-        kspace = reconstruction.planes[0].item
-        pairs, ratios = [], []
-        objects: list[Tensor] = []
-        for index, plane in enumerate(reconstruction.planes):
-            found, estimator = self._plane(reconstruction, index, stop)
-            pairs.append(found)
-            windows = reconstruction.functions[index].windows
-            gain = plane.readout_gain * plane.problem.interpolation_gain(windows).to(self.device)
-            ratios.append(
-                noise_ratio(
-                    found["magnitude"].sigma / gain,
-                    plane.problem.sensitivities_on(plane.problem.size, plane.problem.field_of_view),
-                    plane.problem.acceleration(windows),
-                )
-            )
-            error = found["magnitude"].relative_error()
-            inside = object_mask(reconstruction.values[index]).to(error.device)
-            objects.append(torch.stack([error[inside], found["magnitude"].explained[inside]]))
-        median = torch.cat(objects, dim=1).median(dim=1).values
-        result = _Result(
-            magnitude=assemble(kspace, [pair["magnitude"].sigma for pair in pairs]),
-            complex=assemble(kspace, [pair["complex"].sigma for pair in pairs]),
-            relative_error=assemble(kspace, [pair["magnitude"].relative_error() for pair in pairs]),
-            ratio=assemble(kspace, ratios),
-            error=float(median[0]),
-            probes=max(pair["magnitude"].probes for pair in pairs),
-            estimator=estimator,
-            explained=float(median[1]),
-        )
-        logger.info(
-            "sigma of %s: %s, %d probes, relative standard error %.1f %% (median over the object)",
-            kspace.key,
-            estimator,
-            result.probes,
-            100 * result.error,
-        )
-        return result
-
-    def _plane(self, reconstruction: Reconstruction, index: int, stop: Stop) -> tuple[dict[MapKind, SigmaMap], str]:
-        """Both maps of one plane, and how they were estimated."""
-        chosen = self.properties
-        function, plane = reconstruction.functions[index], reconstruction.planes[index]
-        if chosen.estimator != "sketch":
-            stop()
-            with self.context.turns():
-                variance = function.exact_variance() if isinstance(function, SenseReconstruction) else None
-            if variance is not None:
-                return {
-                    "magnitude": exact_map(variance / 2, "magnitude"),
-                    "complex": exact_map(variance, "complex"),
-                }, "exact"
-            if chosen.estimator == "exact":
-                raise ValueError(
-                    f"sketch: property 'estimator' is 'exact', but {reconstruction.card.name!r} on this sampling has "
-                    "no cheap exact map; 'auto' or 'sketch' would do"
-                )
-        stopping = Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
-        total = len(reconstruction.planes)
-
-        def report(done: int, limit: int) -> None:
-            stop()
-            self.context.progress("probes", index * limit + done, total * limit)
-
-        found = sketch(
-            self._taking_turns(reconstruction, index),
-            plane.probes(self.seed),
-            stopping if chosen.seed is None else stopping.seeded(),
-            covariate=plane.problem.covariate() if chosen.control_variate else None,
-            chunk=chosen.chunk,
-            progress=report,
-        )
-        estimator = "sketch with control variate" if chosen.control_variate else "sketch"
-        return {"magnitude": found.map("magnitude"), "complex": found.map("complex")}, estimator
-
-    def _taking_turns(self, reconstruction: Reconstruction, index: int) -> Linearization:
-        """Linearization of one plane that leaves the device to others between its batches."""
-        with self.context.turns():
-            whole = reconstruction.linearize(index)
-
-        def push(tangents: Tensor) -> Tensor:
-            with self.context.turns():
-                return whole.push(tangents)
-
-        return replace(whole, push=push)
-
     def _meta(
-        self, reconstruction: Reconstruction, result: _Result, whitening: Whitening, bias: float
+        self, reconstruction: Reconstruction, result: VolumeEstimate, whitening: Whitening, bias: float
     ) -> dict[str, MetaValue]:
         """Metadata that all maps share."""
         kspace = reconstruction.planes[0].item
@@ -309,11 +208,13 @@ class Sketch:
             "voxelsigma_probes": result.probes,
             "voxelsigma_seed": "" if exact else str(self.seed),
             "voxelsigma_sketch_error": f"{result.error:.4g}",
+            "voxelsigma_degrees_of_freedom": "" if exact else f"{result.freedom_median:.4g}",
             "voxelsigma_explained": "" if exact else f"{result.explained:.4g}",
             "voxelsigma_covariance_bias": f"{bias:.6g}" if whitening.samples else "unknown, none applied",
             "voxelsigma_covariance_error": f"{covariance_error(whitening.effective_samples):.4g}"
             if whitening.samples
             else "unknown",
+            TOKEN_KEY: self.context.probes.token if self.context.probes is not None else "",
             "voxelsigma_image_scale": "" if image_scale is None else f"{image_scale:g}",
             "voxelsigma_acceleration": str(reconstruction.image.meta.get("voxelsigma_acceleration", "")),
             "voxelsigma_unfit": str(reconstruction.image.meta.get("voxelsigma_unfit", "")),
@@ -326,17 +227,19 @@ def _is_ours(image: Image) -> bool:
     return series and bool(image.meta.get("voxelsigma_model"))
 
 
-def _values(name: str, result: _Result, reconstruction: Reconstruction, bias: float) -> Tensor:
+def _values(name: str, result: VolumeEstimate, reconstruction: Reconstruction, bias: float) -> Tensor:
     """A map by its name, the covariance's bias taken into account, shape `(z, y, x)`."""
     sigma = result.magnitude * bias
-    if name == "magnitude":
-        return sigma
-    if name == "complex":
-        return result.complex * bias
-    if name == "error":
-        return sigma * result.relative_error
-    if name == "gfactor":
-        return result.ratio
-    image = assemble(reconstruction.planes[0].item, reconstruction.values).abs().to(sigma.device)
-    # next to nothing over next to nothing, where no coil sees anything, is no SNR
-    return torch.where(result.ratio > 0, image / sigma.clamp_min(1e-30), 0)
+    if name == "snr":
+        image = assemble(reconstruction.planes[0].item, reconstruction.values).abs().to(sigma.device)
+        # next to nothing over next to nothing, where no coil sees anything, is no SNR
+        return torch.where(result.ratio > 0, image / sigma.clamp_min(1e-30), 0)
+    made = {
+        "magnitude": sigma,
+        "error": sigma * result.relative_error,
+        "lower": result.lower * bias,
+        "upper": result.upper * bias,
+        "freedom": result.freedom,
+        "gfactor": result.ratio,
+    }
+    return made[name] if result.complex is None else {**made, "complex": result.complex * bias}[name]

@@ -11,10 +11,10 @@ from typing import Annotated, NoReturn
 import typer
 
 import voxelsigma
-from voxelsigma.hosts import cli_servers
+from voxelsigma.hosts import cli_roi, cli_servers
 from voxelsigma.hosts.cli_app import app, console, one_line
 
-__all__ = ["app", "cli_servers", "main"]
+__all__ = ["app", "cli_roi", "cli_servers", "main"]
 
 
 @app.command()
@@ -29,6 +29,9 @@ def replay(
     noise: cli_servers.Noise = None,
     processes: Annotated[
         bool, typer.Option("--processes", help="Run our own gadgets in child processes too, as a Gadgetron does.")
+    ] = False,
+    keep_probes: Annotated[
+        bool, typer.Option("--keep-probes", help="Keep the pushed probes too (OUTPUT.probes.h5), for `voxelsigma roi`.")
     ] = False,
 ) -> None:
     """Run a recorded scan through a pipeline on the embedded host."""
@@ -45,6 +48,7 @@ def replay(
             progress=report,
             in_process=not processes,
             noise=noise,
+            keep_probes=keep_probes,
         )
     if summary.noise_readouts:
         print(f"{scan}: a noise scan ({summary.noise_readouts} readouts): its covariance is stored, there is no image")
@@ -52,6 +56,10 @@ def replay(
     print(f"{output}:")
     for series, count in sorted(summary.images.items()):
         print(f"  series {series}: {count} image{'s' if count > 1 else ''}, {summary.comments[series]}")
+    if keep_probes:
+        from voxelsigma.formats.probe_file import probe_path
+
+        print(f"{probe_path(output)}: the pushed probes, for `voxelsigma roi {output}`")
     for name, count in summary.dropped.items():
         print(f"  not images, left out: {count} {name}")
 

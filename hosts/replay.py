@@ -1,13 +1,15 @@
 """Replay: a file of raw data through a pipeline into a file of image series."""
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ismrmrd import Image
 
 from voxelsigma.formats.image_file import ImageWriter, image_writer
+from voxelsigma.formats.probe_file import probe_path
+from voxelsigma.formats.probe_writer import probe_writer
 from voxelsigma.formats.raw_file import open_raw
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.items import Stream
@@ -49,6 +51,7 @@ def replay(
     progress: Callable[[str, int, int], None] | None = None,
     in_process: bool = True,
     noise: Path | None = None,
+    keep_probes: bool = False,
 ) -> Summary:
     """Run a scan through a pipeline; the output file appears only when it is whole.
 
@@ -68,6 +71,8 @@ def replay(
         Whether our own gadgets run in this process.
     noise
         A noise scan or covariance to use instead of the scan's own.
+    keep_probes
+        Whether the pushed probes are kept, in a file beside the output (`formats/probe_file.py`).
 
     Raises
     ------
@@ -84,12 +89,16 @@ def replay(
         def counted(stage: str, done: int, total: int) -> None:
             report(stage, done, total or (len(raw) if stage == "readouts" else 0))
 
-        context = Context(header=raw.header, progress=counted, noise=noise)
         watched = Watched(scan_items(raw, counted))
-        stream = connect(parsed, context, iter(watched), in_process=in_process)
         try:
-            with closing(stream) as items, image_writer(output, output_group) as writer:
-                _write(items, writer, summary)
+            # the probes get their name first: no image is there without what it says it has
+            with (
+                image_writer(output, output_group) as writer,
+                probe_writer(probe_path(output)) if keep_probes else nullcontext() as keeper,
+            ):
+                context = Context(header=raw.header, progress=counted, noise=noise, probes=keeper)
+                with closing(connect(parsed, context, iter(watched), in_process=in_process)) as items:
+                    _write(items, writer, summary)
         except _NoImageError:
             if not watched.noise_scan:
                 raise ValueError(f"{scan}: no image came out of {parsed.source}; nothing was written") from None

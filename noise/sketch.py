@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelsigma.noise.chunking import default_chunk
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments, moments
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
@@ -100,6 +101,7 @@ def sketch(
     covariate: Covariate | None = None,
     kind: MapKind = "magnitude",
     chunk: int | None = None,
+    keep: Callable[[Tensor], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sketch:
@@ -121,13 +123,15 @@ def sketch(
     kind
         The map whose error decides about stopping.
     chunk
-        Probes pushed at a time; None chooses from the size of a probe and the device.
+        Probes pushed at a time; None chooses from the memory that one needs, and the device.
+    keep
+        Given every batch of pushed probes, `(probes, ...)`, in their order.
     progress, clock
         Told (probes done, probes at most) after every step; monotonic seconds.
     """
     if stopping.probes < 2:
         raise ValueError(f"sketch: {stopping.probes} probes; a variance needs at least 2")
-    size = chunk or default_chunk(probes.coils * probes.variance.numel(), probes.device)
+    size = chunk or default_chunk(linearization)
     blocks_per_step = max(1, size // BLOCK_SIZE)
     direction = phase_factor(linearization.value)
     seen = object_mask(linearization.value)
@@ -137,7 +141,7 @@ def sketch(
     while done < stopping.probes:
         batch = torch.cat(list(probes.blocks(block, block + blocks_per_step)))[: stopping.probes - done]
         block += blocks_per_step
-        step = _push(linearization, batch, covariate, size)
+        step = _push(linearization, batch, covariate, size, keep)
         done += len(batch)
         state = Sketch(
             sums=step if state is None else state.sums + step,
@@ -159,9 +163,17 @@ def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
     return float(state.map(kind).relative_error()[voxels].median())
 
 
-def _push(linearization: Linearization, batch: Tensor, covariate: Covariate | None, size: int) -> Moments:
+def _push(
+    linearization: Linearization,
+    batch: Tensor,
+    covariate: Covariate | None,
+    size: int,
+    keep: Callable[[Tensor], None] | None,
+) -> Moments:
     """Sums of a batch, pushed `size` at a time and added block by block, in an order that no chunk size changes."""
     pushed = torch.cat([linearization.push(part) for part in batch.split(size)])
+    if keep is not None:
+        keep(pushed)
     images = None if covariate is None else torch.cat([covariate.push(part) for part in batch.split(size)])
     total: Moments | None = None
     for first in range(0, len(batch), BLOCK_SIZE):
@@ -170,16 +182,6 @@ def _push(linearization: Linearization, batch: Tensor, covariate: Covariate | No
         total = block if total is None else total + block
     assert total is not None
     return total
-
-
-def default_chunk(samples: int, device: torch.device) -> int:
-    """Probes to push at a time, from the k-space samples of one probe.
-
-    On a CPU small chunks stay in the allocator's cache (measured: 4 probes of 8 coils at 96² push at the cost
-    of 1.0 forward passes each, 8 at 2.6); a GPU wants to be filled.
-    """
-    budget = 2**26 if device.type == "cuda" else 300_000
-    return max(1, min(64, budget // samples))
 
 
 def phase_factor(image: Tensor) -> Tensor:

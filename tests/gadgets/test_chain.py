@@ -230,14 +230,17 @@ def test_a_fully_sampled_volume_has_sigma_one(run: Any) -> None:
     np.testing.assert_allclose(series(found, 2000), 1, rtol=1e-3)
 
 
-def test_an_asymmetric_echo_is_sketched_with_its_own_noise(run: Any) -> None:
+@pytest.mark.parametrize(
+    ("estimator", "name"), [("sketch", "sketch with control variate"), ("auto", "image-space probing")]
+)
+def test_an_asymmetric_echo_is_sketched_with_its_own_noise(run: Any, estimator: str, name: str) -> None:
     scan = full_scan()
     block = scan.blocks[1]
     headers = block.headers.copy()
     headers["discard_pre"] = 16
     cut = dataclasses.replace(scan, blocks=[scan.blocks[0], dataclasses.replace(block, headers=headers)])
-    found = sense_chain(run, cut, seed="2", probes="512")
-    assert found[1].meta["voxelsigma_estimator"].startswith("sketch")
+    found = sense_chain(run, cut, seed="2", probes="512", estimator=estimator)
+    assert found[1].meta["voxelsigma_estimator"] == name
     sigma = series(found, 2000)[0, 0]
     # 24 of 32 samples, all of them acquired: white noise of deviation 1 on a grid of 24, up to the crop's edges
     assert np.median(sigma) == pytest.approx(1, abs=0.05)

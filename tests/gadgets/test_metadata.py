@@ -204,8 +204,20 @@ def test_a_card_beyond_ascii_is_found_again(scan: SimulatedScan, tmp_path: Path)
         ),
     )
     assert items[-1].attribute_string.isascii()
-    image, sigma = create("sketch", {}, context)(iter(over_the_wire(*items)))
+    image, sigma = create("sketch", {"model": str(card)}, context)(iter(over_the_wire(*items)))
     assert sigma.meta["voxelsigma_model_card"] == image.meta["voxelsigma_model_card"]
+
+
+def test_a_card_that_only_a_message_names_is_not_opened(scan: SimulatedScan, tmp_path: Path) -> None:
+    """A card may name code, and messages come from outside."""
+    card = tmp_path / "own.yaml"
+    card.write_text(load_card("sense").path.read_text())
+    context = Context(header=parse_header(scan.header_xml))
+    last = ("reconstruct", {"model": str(card), "forward": "kspace sensitivities"})
+    items = through(context, scan.blocks, (*FRONT[:2], ("coil_maps", {"kernel": "4", "forward": "kspace"}), last))
+    card.unlink()
+    with pytest.raises(ValueError, match=r"own.yaml', which is not shipped; property 'model' .* got 'sense'"):
+        list(create("sketch", {}, context)(iter(over_the_wire(*items))))
 
 
 def test_texts_of_others_become_ascii(scan: SimulatedScan) -> None:

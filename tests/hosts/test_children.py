@@ -208,13 +208,13 @@ def test_a_replay_that_is_stopped_leaves_nothing_behind(
     (tmp_path / "pipeline.xml").write_text(externals("is_slow", "passes"))
     path = raw()
     before = {entry.name for entry in tmp_path.iterdir()}
+    # a suite that runs in the background of a shell ignores SIGINT, and so would its children
+    listening = ["env", "--default-signal=INT", sys.executable]
     running = subprocess.Popen(
-        [sys.executable, "-m", "voxelsigma", "replay", str(path), "-p", "pipeline.xml", "-o", "out.h5"],
+        [*listening, "-m", "voxelsigma", "replay", str(path), "-p", "pipeline.xml", "-o", "out.h5"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": modules},
         stderr=subprocess.DEVNULL,
-        # a suite that runs in the background of a shell ignores SIGINT, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while len(children(tmp_path)) < 2:
         assert running.poll() is None

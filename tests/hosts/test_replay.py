@@ -1,6 +1,7 @@
 """A recorded scan through the shipped pipelines, in this process and in children, by the command line."""
 
 import dataclasses
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -111,7 +112,10 @@ def test_progress_is_told_in_plain_lines(replayed: Replayed) -> None:
     readouts = sum(map(len, replayed.scan.blocks))
     lines = set(replayed.outcome.stderr.splitlines())
     expected = {f"readouts: {readouts} of {readouts}"}
-    assert lines == (expected if replayed.model == "sense" else expected | {"probes: 64 of 64"})
+    wanted = expected if replayed.model == "sense" else expected | {"probes: 64 of 64"}
+    assert wanted <= lines
+    # a slow machine says more: how far it is
+    assert all(re.fullmatch(r"(readouts|slices|probes): \d+( of \d+)?", line) for line in lines - wanted)
 
 
 def test_geometry_and_counters_are_those_of_the_readouts(replayed: Replayed) -> None:

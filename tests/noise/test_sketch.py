@@ -18,7 +18,6 @@ from voxelsigma.noise.sketch import (
     Covariate,
     Sketch,
     Stopping,
-    default_chunk,
     object_mask,
     phase_factor,
     sketch,
@@ -346,14 +345,6 @@ def test_sketch_remembers_sums_only(identity: Linearization, white: ProbeSource)
 
 
 # --- its small parts
-
-
-def test_default_chunk_fills_the_device_and_is_never_empty() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert default_chunk(8 * 96 * 96, cpu) == 4
-    assert default_chunk(10**9, cpu) == default_chunk(10**9, gpu) == 1
-    assert default_chunk(1, cpu) == default_chunk(1, gpu) == 64
-    assert default_chunk(16 * 320 * 320, gpu) > default_chunk(16 * 320 * 320, cpu)
 
 
 def test_phase_factor_is_a_unit_phase_and_one_where_there_is_none() -> None:

@@ -1,0 +1,261 @@
+"""σ of a slice or volume, plane by plane, by the cheapest estimator that its reconstruction allows."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from voxelsigma.formats.probe_file import VolumeMeta
+from voxelsigma.formats.probe_writer import VolumeWriter
+from voxelsigma.gadgets.afterwork import Stop
+from voxelsigma.gadgets.context import Context
+from voxelsigma.gadgets.images import image_fov_mm, labels
+from voxelsigma.gadgets.items import Whitening
+from voxelsigma.gadgets.planes import assemble, independent_planes
+from voxelsigma.gadgets.reconstruction import Reconstruction
+from voxelsigma.gadgets.sketch_properties import SketchProperties
+from voxelsigma.models.sense import SenseReconstruction
+from voxelsigma.noise.covariance import covariance_error
+from voxelsigma.noise.gfactor import noise_ratio
+from voxelsigma.noise.linearize import Linearization
+from voxelsigma.noise.pico import estimate_linear
+from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map
+from voxelsigma.noise.sketch import Stopping, object_mask, sketch
+
+logger = logging.getLogger("voxelsigma.sketch")
+
+Maps: TypeAlias = dict[MapKind, SigmaMap]
+
+_told: set[tuple[str, tuple[str, ...]]] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeEstimate:
+    """Maps of a slice or volume, before the covariance's bias is taken into account, shape `(z, y, x)` each.
+
+    Parameters
+    ----------
+    magnitude, complex
+        The two σ maps; the second is None for a real reconstruction.
+    relative_error, lower, upper, freedom
+        Of the magnitude map: relative standard error, 95 % interval, degrees of freedom (infinite if exact).
+    ratio
+        Noise against full sampling.
+    error, freedom_median, explained
+        Medians over the object: relative standard error, degrees of freedom, what the control variate explains.
+    probes
+        Largest number of probes of a plane.
+    estimator
+        In words.
+    """
+
+    magnitude: Tensor
+    complex: Tensor | None
+    relative_error: Tensor
+    lower: Tensor
+    upper: Tensor
+    freedom: Tensor
+    ratio: Tensor
+    error: float
+    freedom_median: float
+    explained: float
+    probes: int
+    estimator: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimator:
+    """Estimates volumes as its properties ask."""
+
+    properties: SketchProperties
+    context: Context
+    seed: int
+    device: torch.device
+
+    def estimate(self, reconstruction: Reconstruction, whitening: Whitening, bias: float, stop: Stop) -> VolumeEstimate:
+        """Maps of all planes, assembled."""
+        kspace = reconstruction.planes[0].item
+        kept = self._keep(reconstruction, whitening, bias)
+        found: list[Maps] = []
+        names: dict[str, None] = {}
+        ratios, objects = [], []
+        for index, plane in enumerate(reconstruction.planes):
+            maps, name = self._plane(reconstruction, index, kept, stop)
+            found.append(maps)
+            names[name] = None
+            windows = reconstruction.functions[index].windows
+            gain = plane.readout_gain * plane.problem.interpolation_gain(windows).to(self.device)
+            sensitivities = plane.problem.sensitivities_on(plane.problem.size, plane.problem.field_of_view)
+            magnitude = maps["magnitude"]
+            ratios.append(noise_ratio(magnitude.sigma / gain, sensitivities, plane.problem.acceleration(windows)))
+            freedom = magnitude.degrees_of_freedom
+            inside = object_mask(reconstruction.values[index]).to(freedom.device)
+            objects.append(torch.stack([freedom[inside], magnitude.explained[inside]]))
+        freedom_median, explained = torch.cat(objects, dim=1).median(dim=1).values.tolist()
+        magnitudes = [maps["magnitude"] for maps in found]
+        intervals = [one.interval() for one in magnitudes]
+        result = VolumeEstimate(
+            magnitude=assemble(kspace, [one.sigma for one in magnitudes]),
+            complex=assemble(kspace, [maps["complex"].sigma for maps in found]) if "complex" in found[0] else None,
+            relative_error=assemble(kspace, [one.relative_error() for one in magnitudes]),
+            lower=assemble(kspace, [low for low, _ in intervals]),
+            upper=assemble(kspace, [high for _, high in intervals]),
+            freedom=assemble(kspace, [one.degrees_of_freedom for one in magnitudes]),
+            ratio=assemble(kspace, ratios),
+            error=(2 * freedom_median) ** -0.5,
+            freedom_median=freedom_median,
+            explained=explained,
+            probes=max(one.probes for one in magnitudes),
+            estimator=" and ".join(names),
+        )
+        logger.info(
+            "sigma of %s: %s, %d probes, relative standard error %.1f %% (median over the object)",
+            kspace.key,
+            result.estimator,
+            result.probes,
+            100 * result.error,
+        )
+        return result
+
+    def _plane(
+        self, reconstruction: Reconstruction, index: int, kept: VolumeWriter | None, stop: Stop
+    ) -> tuple[Maps, str]:
+        """Maps of one plane, and how they were estimated."""
+        chosen = self.properties
+        function = reconstruction.functions[index]
+        linear = isinstance(function, SenseReconstruction)
+        # kept probes are those of the sketch
+        if chosen.estimator in ("auto", "exact") and kept is None:
+            stop()
+            with self.context.turns():
+                variance = function.exact_variance() if isinstance(function, SenseReconstruction) else None
+            if variance is not None:
+                return {
+                    "magnitude": exact_map(variance / 2, "magnitude"),
+                    "complex": exact_map(variance, "complex"),
+                }, "exact"
+        if chosen.estimator == "exact":
+            raise ValueError(
+                f"sketch: property 'estimator' is 'exact', but {reconstruction.card.name!r} on this sampling has "
+                "no cheap exact map; 'auto' or 'sketch' would do"
+            )
+        if chosen.estimator == "pico" and not linear:
+            raise ValueError(
+                f"sketch: property 'estimator' is 'pico', but {reconstruction.card.name!r} is not linear; 'auto' or "
+                "'sketch' would do"
+            )
+        if linear and chosen.estimator != "sketch" and kept is None:
+            return self._linear(reconstruction, index, stop)
+        return self._sketch(reconstruction, index, kept, stop)
+
+    def _linear(self, reconstruction: Reconstruction, index: int, stop: Stop) -> tuple[Maps, str]:
+        function, plane = reconstruction.functions[index], reconstruction.planes[index]
+        assert isinstance(function, SenseReconstruction)
+        source = plane.probes(self.seed)
+        with self.context.turns():
+            probing = function.probing(source)
+        samples = probing.samples
+
+        def taking_turns(images: Tensor) -> Tensor:
+            with self.context.turns():
+                return samples(images)
+
+        found = estimate_linear(
+            self._taking_turns(reconstruction, index),
+            replace(probing, samples=taking_turns),
+            source,
+            self._stopping(),
+            covariate=plane.problem.covariate() if self.properties.control_variate else None,
+            estimator="pico" if self.properties.estimator == "pico" else "auto",
+            chunk=self.properties.chunk,
+            progress=self._reporting(reconstruction, index, stop),
+        )
+        name = "image-space probing" if found.estimator == "pico" else self._sketch_name()
+        return {"magnitude": found.magnitude, "complex": found.complex}, name
+
+    def _sketch(
+        self, reconstruction: Reconstruction, index: int, kept: VolumeWriter | None, stop: Stop
+    ) -> tuple[Maps, str]:
+        plane = reconstruction.planes[index]
+        linearization = self._taking_turns(reconstruction, index)
+        found = sketch(
+            linearization,
+            plane.probes(self.seed),
+            self._stopping(),
+            covariate=plane.problem.covariate() if self.properties.control_variate else None,
+            chunk=self.properties.chunk,
+            keep=None if kept is None else kept.plane(index, complex_linear=linearization.complex_linear),
+            progress=self._reporting(reconstruction, index, stop),
+        )
+        maps: Maps = {"magnitude": found.map("magnitude")}
+        if linearization.value.is_complex():
+            maps["complex"] = found.map("complex")
+        return maps, self._sketch_name()
+
+    def _sketch_name(self) -> str:
+        return "sketch with control variate" if self.properties.control_variate else "sketch"
+
+    def _stopping(self) -> Stopping:
+        chosen = self.properties
+        stopping = Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
+        return stopping if chosen.seed is None else stopping.seeded()
+
+    def _reporting(self, reconstruction: Reconstruction, index: int, stop: Stop) -> Callable[[int, int], None]:
+        total = len(reconstruction.planes)
+
+        def report(done: int, limit: int) -> None:
+            stop()
+            self.context.progress("probes", index * limit + done, total * limit)
+
+        return report
+
+    def _taking_turns(self, reconstruction: Reconstruction, index: int) -> Linearization:
+        """Linearization of one plane that leaves the device to others between its batches."""
+        with self.context.turns():
+            whole = reconstruction.linearize(index)
+        _tell(reconstruction.card.name, whole)
+
+        def push(tangents: Tensor) -> Tensor:
+            with self.context.turns():
+                return whole.push(tangents)
+
+        return replace(whole, push=push)
+
+    def _keep(self, reconstruction: Reconstruction, whitening: Whitening, bias: float) -> VolumeWriter | None:
+        """Where the pushed probes are kept, None if nobody wants them."""
+        if self.context.probes is None:
+            return None
+        if self.properties.estimator in ("exact", "pico"):
+            raise ValueError(
+                f"sketch: property 'estimator' is {self.properties.estimator!r}, but the pushed probes are to be kept; "
+                "'auto' or 'sketch' would do"
+            )
+        kspace = reconstruction.planes[0].item
+        image = assemble(kspace, reconstruction.values).cpu().numpy()
+        z, y, x = (length / count for length, count in zip(image_fov_mm(kspace), image.shape, strict=True))
+        meta = VolumeMeta(
+            counters=asdict(kspace.key),
+            bias=bias,
+            covariance_error=covariance_error(whitening.effective_samples) if whitening.samples else 0.0,
+            independent_planes=independent_planes(kspace),
+            voxel_mm=(z, y, x),
+            model=reconstruction.card.name,
+            seed=str(self.seed),
+            labels=labels(kspace),
+        )
+        axis = 2 if kspace.volumetric else 0
+        return self.context.probes.volume(meta, image, plane_axis=axis, probes=self.properties.probes)
+
+
+def _tell(model: str, linearization: Linearization) -> None:
+    """Log once a process and model what is slow, and what the derivative leaves out."""
+    for texts, meaning in (
+        (linearization.fallbacks, "operations without a fast derivative, which are evaluated again for every probe"),
+        (linearization.cuts, "values that its derivative, and so sigma, takes as fixed"),
+    ):
+        if texts and (model, texts) not in _told:
+            _told.add((model, texts))
+            logger.warning("model %r has %s: %s", model, meaning, ", ".join(texts))
