@@ -84,7 +84,7 @@ def rows_of(push: Callable[[Tensor], Tensor], coils: int, sampled: Tensor, probl
     size = int(sampled.sum()) * coils
     places = sampled.repeat(coils).nonzero().flatten()
     rows = []
-    for factor in (1.0, 1j):
+    for factor in torch.tensor([1, 1j], dtype=torch.complex128):
         unit = torch.zeros(size, coils * sampled.numel(), dtype=torch.complex128)
         unit[torch.arange(size), places] = factor
         pushed = torch.cat([push(part) for part in unit.reshape(size, coils, *problem.variance.shape).split(64)])
