@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from voxelsigma.formats.header import parse_header
@@ -40,7 +41,7 @@ def stream(pipeline: str, source: int, sink: int, *, noise: Path | None = None) 
         With one line that says what is wrong.
     """
     parsed = load_pipeline(pipeline)
-    incoming = Incoming(lambda count: os.read(source, count))
+    incoming = Incoming(_receiver(source))
     send = Outgoing(lambda content: _write_all(sink, content), CLIENT_TYPES)
     header = _header(incoming)
     context = Context(header=parse_header(header.xml), noise=noise)
@@ -61,6 +62,23 @@ def _header(incoming: Incoming) -> ScanHeaderText:
         elif not isinstance(found, str):
             named = "CLOSE" if isinstance(found, Close) else type(found).__name__
             raise ValueError(f"stream: expected the ISMRMRD header first, got {named}")
+
+
+def _receiver(source: int) -> Callable[[int], bytes]:
+    """Reads from a duplicate of the descriptor, so that a late read cannot meet another file under its number."""
+    own = os.dup(source)
+
+    def receive(count: int) -> bytes:
+        try:
+            part = os.read(own, count)
+        except OSError:
+            os.close(own)
+            raise
+        if not part:
+            os.close(own)
+        return part
+
+    return receive
 
 
 def _write_all(sink: int, content: bytes) -> None:
