@@ -1,149 +1,215 @@
-"""Print what this machine does in one run: medians of several, ratios side by side."""
+"""Measured comparisons in one run: `make bench`, or `python -m bench --help`.
 
-import statistics
+Tables go to standard output, the same figures under the keys of `bench/README.md` to a JSON file.
+"""
+
+import argparse
+import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench import error, exact, linear, machine, memory, probe_cost, times
 from bench.front_end import front_end_table
-from voxelsigma.formats.coils import coil_sensitivities, unit_norm
-from voxelsigma.formats.masks import random_2d
-from voxelsigma.formats.phantom import head_phantom
-from voxelsigma.models.cards import load_card, load_model
-from voxelsigma.models.network import NetworkReconstruction
-from voxelsigma.models.problem import PlaneProblem
-from voxelsigma.models.sense import Sense
-from voxelsigma.noise.linearize import Linearization, linearize
-from voxelsigma.noise.probes import ProbeSource
-from voxelsigma.noise.sketch import Stopping, object_mask, sketch
+from bench.networks import QUICK, SETTINGS, SHIPPED, Size, data_folder
+from bench.processes import ROOT, Call, together
+from bench.roads import TRIAL_SCALE
 
-SIZE, COILS, REPEATS = 96, 8, 5
+PARTS: Final = ("probe", "linear", "front_end", "exact", "memory", "error")
+"""In the order in which they run: first what takes times, alone; then what another process may run beside."""
+
+LATEST, PARTIAL = ROOT / "bench" / "latest.json", ROOT / "bench" / "results" / "partial.json"
 
 
-def median_seconds(action: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall-clock time of several runs, after one to warm up."""
-    action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run measures.
+
+    Parameters
+    ----------
+    parts, settings
+        Which of `PARTS`; networks and matrices of cost and memory.
+    repeats, seconds
+        Of the cost: repetitions, and the time of one.
+    memory_seconds, most, tries
+        Of the memory: time for a figure, most probes, processes of the fewest.
+    accelerations, probes, reference, size, network
+        Of the error: masks, probes of the run and of the reference, matrix, network.
+    threads
+        Of torch, where times are taken.
+    """
+
+    parts: Sequence[str] = PARTS
+    settings: Sequence[tuple[str, Size]] = SETTINGS
+    repeats: int = 5
+    seconds: float = 10.0
+    memory_seconds: float = 15.0
+    most: int = 1024
+    tries: int = 5
+    accelerations: Sequence[float] = (4.0, 6.0)
+    probes: int = 512
+    reference: int = 2000
+    size: int = 128
+    network: str = SHIPPED
+    threads: int = 1
 
 
-def problem() -> tuple[PlaneProblem, torch.Tensor]:
-    """The head phantom, 8 coils, 96², 2D random R = 6, SNR 20."""
-    rng = np.random.default_rng(0)
-    maps = torch.from_numpy(unit_norm(coil_sensitivities(COILS, (SIZE, SIZE))))
-    axis = (np.arange(SIZE) - SIZE // 2) * 2 / SIZE
-    image = torch.from_numpy(head_phantom(0.0, axis[:, None], axis)).to(torch.complex64)
-    image *= 20 / image.abs()[image.abs() > 0].mean()
-    mask = torch.from_numpy(random_2d((SIZE, SIZE), 6, centre=16, rng=rng)).float()
-    plane = PlaneProblem(
-        sensitivities=maps,
-        variance=2 * mask,
-        weights=mask,
-        limits=((0, SIZE - 1), (0, SIZE - 1)),
-        size=(SIZE, SIZE),
-    )
-    noise = torch.from_numpy(rng.standard_normal((2, COILS, SIZE, SIZE), dtype=np.float32))
-    kspace = torch.fft.fftshift(
-        torch.fft.fft2(torch.fft.ifftshift(maps * image, dim=(-2, -1)), norm="ortho"), dim=(-2, -1)
-    )
-    return plane, mask * (kspace + torch.complex(noise[0], noise[1]))
-
-
-def probe_table(reconstruction: NetworkReconstruction, kspace: torch.Tensor, probes: ProbeSource) -> Table:
-    """Cost of a pushed probe in forward passes."""
-    table = Table(title=f"Cost of a probe, unrolled_small, {COILS} coils, {SIZE}²")
-    for name in ("road", "chunk", "set-up [s]", "forward passes a probe"):
-        table.add_column(name, justify="right")
-    with torch.no_grad():
-        forward = median_seconds(lambda: reconstruction(kspace), 10)
-    table.add_row("forward pass", "1", "", f"1.00 ({1000 * forward:.1f} ms)")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write."""
+    options = _parser().parse_args(arguments)
+    plan = _plan(options)
+    target = Path(options.json) if options.json else (LATEST if plan == Plan() else PARTIAL)
     start = time.perf_counter()
-    general = linearize(reconstruction, kspace)
-    setup = time.perf_counter() - start
-    tangents = torch.cat(list(probes.blocks(0, 2)))
+    console = Console(width=max(200, Console().width))
+    console.print(_words(plan))
 
-    def jvp(tangent: torch.Tensor) -> torch.Tensor:
-        return torch.func.jvp(reconstruction, (kspace,), (tangent,))[1]
+    def say(text: str) -> None:
+        console.print(f"[{time.perf_counter() - start:5.0f} s] {text}", markup=False, highlight=False)
 
-    for chunk in (1, 4, 16):
-        for name, push, seconds in (
-            ("linearize + vmap", general.push, setup),
-            ("vmap(jvp)", torch.func.vmap(jvp), 0.0),
-        ):
-            with torch.no_grad():
-                cost = median_seconds(lambda: [push(part) for part in tangents.split(chunk)])  # noqa: B023
-            table.add_row(name, str(chunk), f"{seconds:.1f}", f"{cost / len(tangents) / forward:.2f}")
-    return table
+    found = {**machine.record(), "quick": options.quick, "threads": plan.threads, "parts": list(plan.parts)}
+    found |= measure(plan, options.data or data_folder(), say)
+    found["seconds"] = round(time.perf_counter() - start)
+    show(found, console)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    console.print(f"{found['seconds']} s; figures in {target}")
 
 
-def accuracy_table(plane: PlaneProblem, linearization: Linearization, kspace: torch.Tensor) -> Table:
-    """Relative error of the magnitude map against a converged reference, plain and with control variate."""
-    table = Table(title="Error of the magnitude map inside the object, 2D random R = 6")
-    for name in ("probes", "plain", "control variate", "stated (control variate)"):
-        table.add_column(name, justify="right")
-
-    def source(seed: int) -> ProbeSource:
-        return ProbeSource(variance=plane.variance, coils=COILS, seed=seed)
-
-    reference = sketch(linearization, source(10**6), Stopping(probes=2000), covariate=plane.covariate()).map()
-    inside = object_mask(linearization.value)
-    own = float(reference.relative_error()[inside].square().mean())
-    for count in (4, 8, 16, 64):
-        errors: dict[bool, list[float]] = {False: [], True: []}
-        stated = []
-        for seed in range(6):
-            for controlled, found_errors in errors.items():
-                covariate = plane.covariate() if controlled else None
-                found = sketch(linearization, source(seed), Stopping(probes=count), covariate=covariate).map()
-                relative = (found.sigma / reference.sigma - 1)[inside]
-                found_errors.append(float(relative.square().mean()) - own)
-                if controlled:
-                    stated.append(float(found.relative_error()[inside].square().mean().sqrt()))
-        plain, controlled_error = (np.sqrt(max(0.0, statistics.mean(errors[kind]))) for kind in (False, True))
-        table.add_row(
-            str(count),
-            f"{100 * plain:.1f} %",
-            f"{100 * controlled_error:.1f} %",
-            f"{100 * statistics.mean(stated):.1f} %",
-        )
-    return table
+def measure(plan: Plan, data: str | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Figures of all parts of a plan."""
+    found: dict[str, Any] = {}
+    if "probe" in plan.parts:
+        found["probe"] = []
+        for call in probe_cost.calls(plan.settings, repeats=plan.repeats, seconds=plan.seconds, threads=plan.threads):
+            say(f"cost: {_named(call)}")
+            found["probe"].append(call())
+    for part in ("linear", "exact"):
+        if part in plan.parts:
+            say(part)
+            found[part] = Call(target=f"bench.{part}:figures", threads=plan.threads)()
+    if "front_end" in plan.parts:
+        say("front end")
+        found["front_end"] = Call(target="bench.__main__:front_end_figures", threads=plan.threads)()
+    _beside(plan, data, say, found)
+    if "probe" in found and "error" in found:
+        found["time_to_error"] = times.times_to_error(found["probe"], found["error"])
+    return found
 
 
-def exact_table() -> Table:
-    """The exact SENSE map."""
-    maps = torch.from_numpy(unit_norm(coil_sensitivities(COILS, (256, 256))))
-    mask = torch.zeros(256, 256)
-    mask[::2] = 1
-    plane = PlaneProblem(
-        sensitivities=maps, variance=2 * mask, weights=mask, limits=((0, 255), (0, 255)), size=(256, 256)
+def _beside(plan: Plan, data: str | None, say: Callable[[str], None], found: dict[str, Any]) -> None:
+    """Errors and memory, as many processes as there are cores."""
+    errors = error.calls(
+        accelerations=plan.accelerations,
+        probes=plan.probes,
+        reference=plan.reference,
+        data=data,
+        network=plan.network,
+        size=plan.size,
     )
-    seconds = median_seconds(lambda: Sense().bind(plane).exact_variance(), 3)
-    table = Table(title="Exact σ of SENSE, 8 coils, 256², R = 2")
-    table.add_column("seconds", justify="right")
-    table.add_row(f"{seconds:.2f}")
-    return table
+    peaks = memory.calls(
+        plan.settings, seconds=plan.memory_seconds, most=plan.most, tries=plan.tries, threads=plan.threads
+    )
+    calls = {"error": errors if "error" in plan.parts else [], "memory": peaks if "memory" in plan.parts else []}
+    wanted = [call for group in calls.values() for call in group]
+    if not wanted:
+        return
+    say(f"errors ({len(calls['error'])} scans) and memory ({len(calls['memory'])} networks), side by side")
+    results = iter(together(wanted, os.cpu_count() or 1))
+    found |= {part: [next(results) for _ in group] for part, group in calls.items() if group}
 
 
-def main() -> None:
-    """Run all comparisons."""
-    console = Console()
-    plane, kspace = problem()
-    method = load_model(load_card("unrolled_small"), torch.device("cpu"))
-    reconstruction = method.bind(plane)
-    assert isinstance(reconstruction, NetworkReconstruction)
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(probe_table(reconstruction, kspace, ProbeSource(variance=plane.variance, coils=COILS, seed=1)))
-    console.print(accuracy_table(plane, linearize(reconstruction, kspace), kspace))
-    console.print(front_end_table())
-    console.print(exact_table())
+def show(found: dict[str, Any], console: Console) -> None:
+    """All tables."""
+
+    def put(table: Table) -> None:
+        # above the table a title is not broken to its width
+        title, table.title = table.title, None
+        console.print(title, style="bold", highlight=False)
+        console.print(table)
+
+    if "probe" in found:
+        for table in probe_cost.tables(found["probe"]):
+            put(table)
+        for line in probe_cost.notes(found["probe"]):
+            console.print(line)
+    if "memory" in found:
+        put(memory.table(found["memory"]))
+        for line in memory.notes(found["memory"]):
+            console.print(line)
+    for table in error.tables(found.get("error", [])):
+        put(table)
+    for table in times.tables(found.get("time_to_error", [])):
+        put(table)
+    if "linear" in found:
+        put(linear.linear_table(found["linear"]))
+    if "front_end" in found:
+        for row in found["front_end"]:
+            console.print(f"front end, {row['steps']}: {row['CPU']:,} readouts a second of one core ({row['clock']:,})")
+    if "exact" in found:
+        put(exact.exact_table(found["exact"]))
+
+
+def front_end_figures() -> list[dict[str, Any]]:
+    """The front end's table as figures: readouts a second of one core's time, and of the clock."""
+    columns = {str(column.header): list(map(str, column.cells)) for column in front_end_table().columns}
+    return [
+        {"steps": steps, **{name: int(columns[name][row].replace(",", "")) for name in ("CPU", "clock")}}
+        for row, steps in enumerate(columns["steps"])
+    ]
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    chosen: dict[str, Any] = {}
+    if options.quick:
+        chosen |= {"settings": QUICK, "repeats": 3, "seconds": 5.0, "memory_seconds": 10.0, "most": 64, "tries": 2}
+        chosen |= {"probes": 64, "reference": 512}
+    for name in ("parts", "repeats", "seconds", "memory_seconds", "threads", "probes", "reference", "accelerations"):
+        given = getattr(options, name)
+        if given is not None:
+            chosen[name] = tuple(given) if isinstance(given, list) else given
+    if options.networks:
+        settings = chosen.get("settings", SETTINGS)
+        chosen["settings"] = tuple(setting for setting in settings if setting[0] in options.networks)
+    return Plan(**chosen)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="what to measure; everything by default")
+    parser.add_argument("--quick", action="store_true", help="two networks, 64 probes, 3 repetitions")
+    parser.add_argument("--networks", nargs="+", choices=sorted({name for name, _ in SETTINGS}))
+    parser.add_argument("--repeats", type=int, help="repetitions of the costs (5)")
+    parser.add_argument("--seconds", type=float, help="of one repetition, about (10)")
+    parser.add_argument("--memory-seconds", type=float, help="that a figure of the peak memory may take (15)")
+    parser.add_argument("--accelerations", type=float, nargs="+", help="of the errors' masks (4 6)")
+    parser.add_argument("--probes", type=int, help="of the errors, a multiple of 8 (512)")
+    parser.add_argument("--reference", type=int, help="probes of the errors' reference (2000)")
+    parser.add_argument("--threads", type=int, help="of torch (1)")
+    parser.add_argument("--data", help="folder with the held-out head; the phantom stands in where there is none")
+    parser.add_argument("--json", help=f"figures; {LATEST.name} for a whole run, results/{PARTIAL.name} for others")
+    return parser
+
+
+def _words(plan: Plan) -> str:
+    """What is done, in words."""
+    return (
+        f"Parts: {', '.join(plan.parts)}. Costs: medians of {plan.repeats} interleaved repetitions of about "
+        f"{plan.seconds:g} s after one to warm up, {plan.threads} thread(s), allocator tuned for all sides (and stock "
+        f"for the first network). Errors: {plan.probes} probes in disjoint groups against {plan.reference} of ours, "
+        f"whose own variance is taken off; Monte Carlo at α = {TRIAL_SCALE}. Memory: up to {plan.most} probes, as far "
+        f"as {plan.memory_seconds:g} s a figure go (eight times that for the published algorithm and ours)."
+    )
+
+
+def _named(call: Call) -> str:
+    rows, columns = call.arguments["size"]
+    return f"{call.arguments['name']}, {rows} x {columns}, {'tuned' if call.tuned else 'stock'} allocator"
 
 
 if __name__ == "__main__":

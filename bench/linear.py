@@ -3,9 +3,9 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from voxelsigma.noise.montecarlo import monte_carlo
 from voxelsigma.noise.pico import Probing, estimate_linear, image_probes, probe_sums, variance_map
 from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.sigma import SigmaMap
-from voxelsigma.noise.sketch import Stopping, object_mask, sketch
+from voxelsigma.noise.sketch import Stopping, sketch
+from voxelsigma.noise.voxels import object_mask
 
 SIZE, COILS, REPEATS = 128, 8, 5
 TARGET: Final = 0.01
@@ -191,14 +192,27 @@ def noise_amplification(scan: Scan) -> float:
     return float((sigma / scan.plane.acceleration() ** 0.5)[scan.inside].mean())
 
 
-def linear_table(scan: Scan, rows: dict[str, dict[str, float]]) -> Table:
+def figures() -> dict[str, Any]:
+    """R, mean g and the rows of `time_to_target`."""
+    scan = make_scan()
+    return {
+        "matrix": [SIZE, SIZE],
+        "coils": COILS,
+        "target": TARGET,
+        "acceleration": scan.plane.acceleration(),
+        "mean_g": noise_amplification(scan),
+        "rows": time_to_target(scan),
+    }
+
+
+def linear_table(found: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"SENSE, {COILS} coils, {SIZE}², sheared 2D sampling with a full centre, "
-        f"R = {scan.plane.acceleration():.2f}, mean g {noise_amplification(scan):.3f}: {TARGET:.0%} error of σ"
+        f"R = {found['acceleration']:.2f}, mean g {found['mean_g']:.3f}: {TARGET:.0%} error of σ"
     )
     for name in ("estimator", "probes", "error", "ms a probe", "probes to 1 %", "seconds to 1 %", "shorter"):
         table.add_column(name, justify="left" if name == "estimator" else "right")
-    for name, row in rows.items():
+    for name, row in found["rows"].items():
         table.add_row(
             name,
             f"{row['count']:.0f}",
@@ -212,8 +226,7 @@ def linear_table(scan: Scan, rows: dict[str, dict[str, float]]) -> Table:
 
 
 def main() -> None:
-    scan = make_scan()
-    Console(width=120).print(linear_table(scan, time_to_target(scan)))
+    Console(width=120).print(linear_table(figures()))
 
 
 if __name__ == "__main__":

@@ -1,189 +1,189 @@
-"""Print what a probe costs, in forward passes, on every road through a reconstruction's Jacobian.
+"""What a probe costs on every road, in forward passes.
 
-`python -m bench.probe_cost` measures each network in a process of its own, for one and for two threads, all sides
-with the allocator settings of a fair comparison (the stock allocator gives memory back and fetches it again with every
-batch). The sides take turns, so that a busy machine is busy for all of them; only the ratios mean something.
+Each network is measured in a process of its own. The sides take turns, each run between two forward passes, and a
+repetition's figure is the run over the mean of these two: a machine that is busy for a while is busy for both. Every
+side pays for drawing its noise and for its sums; the push alone of ours stands beside. What is paid once for a map, as
+learning the covariate's filter is, counts as set-up.
 """
 
-import argparse
-import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
-from voxelsigma.models.unrolled import Unrolled
-from voxelsigma.noise.chunking import default_chunk
-from voxelsigma.noise.linearize import linearize
+from bench.networks import COILS, Size, make_case
+from bench.processes import Call
+from bench.roads import TITLES, Road, Run, Spent, roads
 
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000", "MALLOC_TOP_PAD_": "67108864"}
-SIZE, COILS = 128, 8
-CHUNKS = {"tape": (1, 2, 4, 8), "torch.func.linearize + vmap": (1, 4), "vmap(jvp)": (1, 4, 8)}
-NETWORKS = ("unrolled 32", "unrolled 64", "U-Net")
-TIMEOUT_SECONDS = 1800
-
-Push = Callable[[Tensor], Tensor]
+MOST_AT_ONCE = (64, 32, 16, 8, 4)
+SLOW_PASSES = 40
 
 
-class Block(nn.Sequential):
-    """Two convolutions, each with instance normalisation and a leaky ReLU."""
+def calls(settings: Sequence[tuple[str, Size]], *, repeats: int, seconds: float, threads: int) -> list[Call]:
+    """One process a network; the first network again with the stock allocator."""
 
-    def __init__(self, source: int, target: int) -> None:
-        layers: list[nn.Module] = []
-        for channels in (source, target):
-            layers += [
-                nn.Conv2d(channels, target, 3, padding=1, bias=False),
-                nn.InstanceNorm2d(target),
-                nn.LeakyReLU(0.2, inplace=True),
-            ]
-        super().__init__(*layers)
+    def call(name: str, size: Size, tuned: bool) -> Call:
+        arguments = {"name": name, "size": size, "repeats": repeats, "seconds": seconds, "tuned": tuned}
+        return Call(target="bench.probe_cost:measure", arguments=arguments, threads=threads, tuned=tuned)
+
+    return [call(*setting, True) for setting in settings] + [call(*setting, False) for setting in settings[:1]]
 
 
-class UNet(nn.Module):
-    """Concatenated paths over two poolings, of the coil-combined image."""
+def measure(name: str, size: Sequence[int], repeats: int, seconds: float, tuned: bool = True) -> dict[str, Any]:
+    """Cost of all sides of a network.
 
-    def __init__(self, channels: int = 32) -> None:
-        super().__init__()
-        widths = (channels, 2 * channels, 4 * channels)
-        self.down = nn.ModuleList(Block(*pair) for pair in zip((2, *widths), widths, strict=False))
-        self.rise = nn.ModuleList(nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in widths[1::-1])
-        self.up = nn.ModuleList(Block(2 * width, width) for width in widths[1::-1])
-        self.out = nn.Conv2d(channels, 2, 1)
+    Parameters
+    ----------
+    name, size
+        The network and the matrix.
+    repeats
+        Repetitions, beside one that warms up.
+    seconds
+        Time that one repetition of all sides may take, about: it decides how many probes each pushes.
+    tuned
+        Whether the process was started with the tuned allocator; for the record.
+    """
+    # torch.func.linearize warns of its own graph, forward mode of torch's own jit
+    warnings.filterwarnings("ignore")
+    case = make_case(name, (size[0], size[1]))
+    with torch.no_grad():
+        first = statistics.median(_seconds(lambda: case.reconstruction(case.kspace)) for _ in range(3))
+        passes = seconds / first
+        sides, failed = {}, {}
+        for side, road in roads(case).items():
+            count = _count(side, passes)
+            try:
+                sides[side] = _prepared(road, count, quick=passes < SLOW_PASSES)
+            except Exception as error:
+                failed[side] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+        forward, ratios, once = _in_turn(lambda: case.reconstruction(case.kspace), sides, repeats)
+    found = {side: {**about, **_summary(ratios[side])} for side, (_, about) in sides.items()}
+    for side, about in found.items():
+        about["setup_passes"] = (about.pop("setup_seconds") + once[side]) / forward
+    if "ours" in found:
+        found["ours_push"] = found["ours"] | _summary(ratios["ours_push"])
+    return {
+        "network": name,
+        "matrix": list(size),
+        "coils": COILS,
+        "scan": case.scan,
+        "allocator": "tuned" if tuned else "stock",
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "forward_ms": 1000 * forward,
+        "sides": found,
+        "failed": failed,
+    }
 
-    def forward(self, kspace: Tensor, sensitivities: Tensor, mask: Tensor) -> Tensor:
-        """K-space `(coils, k1, k0)` to an image `(y, x)`."""
-        image = (sensitivities.conj() * torch.fft.ifft2(mask * kspace, norm="ortho")).sum(dim=0)
-        features = torch.view_as_real(image).movedim(-1, 0).unsqueeze(0)
-        kept = []
-        for block in self.down:
-            features = block(features)
-            kept.append(features)
-            features = nn.functional.avg_pool2d(features, 2)
-        features = kept.pop()
-        for rise, block in zip(self.rise, self.up, strict=True):
-            features = block(torch.cat([kept.pop(), rise(features)], dim=1))
-        return image + torch.view_as_complex(self.out(features)[0].movedim(0, -1).contiguous())
+
+def _count(side: str, passes: float) -> int:
+    """Probes of a run: as many as the time of a repetition allows."""
+    slow = passes < SLOW_PASSES
+    if side == "published":
+        # it is to show what many probes at once cost
+        return next((count for count in MOST_AT_ONCE if 1.3 * count <= 0.8 * passes), MOST_AT_ONCE[-1])
+    if side == "ours":
+        return 8 if slow else 16
+    if side == "monte_carlo_covariate":
+        # fewer would learn no filter
+        return 8
+    if side == "monte_carlo":
+        return 2 if slow else 4
+    return 4 if slow else 8
 
 
-def problem(name: str) -> tuple[Push, Tensor]:
-    """A reconstruction with random weights, and data."""
-    torch.manual_seed(0)
-    kind, _, channels = name.partition(" ")
-    network = Unrolled(steps=4, blocks=2, channels=int(channels)) if kind == "unrolled" else UNet()
-    network.eval().requires_grad_(False)
-    maps = torch.randn(COILS, SIZE, SIZE, dtype=torch.complex64)
-    maps /= maps.abs().square().sum(dim=0).sqrt()
-    mask = (torch.rand(SIZE, SIZE) < 0.25).float()
-    return lambda kspace: network(kspace, maps, mask), mask * torch.randn(COILS, SIZE, SIZE, dtype=torch.complex64)
+def _prepared(road: Road, count: int, *, quick: bool) -> tuple[Callable[[], Spent], dict[str, Any]]:
+    """A warm run, and what is known of it: the set-up, and the chunk that is fastest."""
+    start = time.perf_counter()
+    run = road.prepare()
+    setup = time.perf_counter() - start
+    chunk = _fastest(run, road.chunks[:1] if quick else road.chunks)
+    run(count, chunk)
+    return lambda: run(count, chunk), {"count": count, "chunk": chunk, "setup_seconds": setup}
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Wall-clock time of one run."""
+def _fastest(run: Run, chunks: Sequence[int]) -> int:
+    """The chunk with the least time a probe, each tried twice; 0 where there is no choice."""
+    if len(chunks) < 2:
+        return chunks[0] if chunks else 0
+    return min(chunks, key=lambda chunk: min(_seconds(lambda: run(chunk, chunk)) for _ in range(2)) / chunk)
+
+
+def _in_turn(
+    forward: Callable[[], object], sides: dict[str, tuple[Callable[[], Spent], dict[str, Any]]], repeats: int
+) -> tuple[float, dict[str, list[float]], dict[str, float]]:
+    """Median seconds of a forward pass; for each side the passes a probe of every repetition, and seconds once."""
+    times: list[float] = []
+    ratios: dict[str, list[float]] = {side: [] for side in (*sides, "ours_push")}
+    once: dict[str, list[float]] = {side: [] for side in sides}
+    forward()
+    for _ in range(repeats):
+        before = _seconds(forward)
+        for side, (run, about) in sides.items():
+            start = time.perf_counter()
+            spent = run()
+            elapsed = time.perf_counter() - start - spent.once
+            after = _seconds(forward)
+            unit = about["count"] * (before + after) / 2
+            ratios[side].append(elapsed / unit)
+            if side == "ours":
+                ratios["ours_push"].append(spent.push / unit)
+            once[side].append(spent.once)
+            times.append(after)
+            before = after
+    return statistics.median(times), ratios, {side: statistics.median(seconds) for side, seconds in once.items()}
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    return {"passes": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def _seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
-def measure(name: str, repeats: int) -> dict[str, object]:
-    """All sides in turn: set-up in seconds, a probe in forward passes, memory."""
-    warnings.filterwarnings("ignore")
-    reconstruction, kspace = problem(name)
-    sides: dict[str, tuple[Callable[[], object], int]] = {"forward": (lambda: reconstruction(kspace), 1)}
-    start = time.perf_counter()
-    tape = linearize(reconstruction, kspace)
-    setup = {"tape": time.perf_counter() - start}
-    start = time.perf_counter()
-    _, traced = torch.func.linearize(reconstruction, kspace)
-    setup["torch.func.linearize + vmap"] = time.perf_counter() - start
-    roads: dict[str, Push] = {
-        "tape": tape.push,
-        "torch.func.linearize + vmap": torch.func.vmap(traced),
-        "vmap(jvp)": torch.func.vmap(lambda tangent: torch.func.jvp(reconstruction, (kspace,), (tangent,))[1]),
-    }
-    tangents = torch.randn(max(max(chunks) for chunks in CHUNKS.values()), *kspace.shape, dtype=kspace.dtype)
-    for road, chunks in CHUNKS.items():
-        for chunk in chunks:
-            sides[f"{road}, {chunk}"] = (partial(roads[road], tangents[:chunk]), chunk)
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    with torch.no_grad():
-        for repeat in range(repeats + 1):
-            for side, (action, count) in sides.items():
-                elapsed = seconds(action) / count
-                # the first one warms up
-                if repeat:
-                    times[side].append(elapsed)
-    forward = statistics.median(times.pop("forward"))
-    return {
-        "forward_ms": 1000 * forward,
-        "setup_s": setup,
-        "passes_per_probe": {side: statistics.median(found) / forward for side, found in times.items()},
-        "default_chunk": default_chunk(tape),
-        "fallbacks": tape.fallbacks,
-    }
+def tables(entries: Sequence[dict[str, Any]]) -> list[Table]:
+    """A row for each network, a column for each side: forward passes a probe."""
+    table = Table(title=f"A probe in forward passes, drawing and sums included: {COILS} coils, medians")
+    for column in ("network", "allocator", "forward [ms]", *TITLES.values()):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for entry in entries:
+        cells = [_cell(entry["sides"].get(side)) for side in TITLES]
+        named = f"{entry['network']}, {entry['matrix'][0]} x {entry['matrix'][1]}"
+        table.add_row(named, entry["allocator"], f"{entry['forward_ms']:.0f}", *cells)
+    setup = Table(title="Set-up for an image, the reconstruction itself included, in forward passes; probes at a time")
+    for column in ("network", "allocator", *(f"{TITLES[side]}" for side in ("published", "linearize_vmap", "ours"))):
+        setup.add_column(column, justify="left" if column == "network" else "right")
+    for entry in entries:
+        named = f"{entry['network']}, {entry['matrix'][0]} x {entry['matrix'][1]}"
+        setups = [_setup(entry["sides"].get(side)) for side in ("published", "linearize_vmap", "ours")]
+        setup.add_row(named, entry["allocator"], *setups)
+    return [table, setup]
 
 
-def memory(name: str, probes: int, chunk: int) -> float:
-    """Peak memory of a process that pushes some probes on the tape, in MB."""
-    reconstruction, kspace = problem(name)
-    push = linearize(reconstruction, kspace).push
-    for _ in range(probes // chunk):
-        push(torch.randn(chunk, *kspace.shape, dtype=kspace.dtype))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def notes(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """What failed, in words."""
+    return [
+        f"{entry['network']}: {TITLES[side]} failed: {text}"
+        for entry in entries
+        for side, text in entry["failed"].items()
+    ]
 
 
-def in_a_process(threads: int, *options: str) -> str:
-    """Run this module with some options, on so many threads."""
-    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "bench.probe_cost", *options]
-    return subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
-    ).stdout
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "failed"
+    return f"{found['passes']:.2f} ({found['least']:.2f}-{found['most']:.2f})"
 
 
-def main() -> None:
-    """Measure."""
-    parser = argparse.ArgumentParser(prog="python -m bench.probe_cost", description=main.__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
-    parser.add_argument("--probes", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.inside:
-        found = (
-            memory(options.inside, options.probes, 4) if options.probes else measure(options.inside, options.repeats)
-        )
-        print(json.dumps(found))
-        return
-    console = Console()
-    for threads in options.threads:
-        for name in options.networks:
-            report(console, name, threads, options.repeats)
-
-
-def report(console: Console, name: str, threads: int, repeats: int) -> None:
-    """The table of one network."""
-    found = json.loads(in_a_process(threads, "--inside", name, "--repeats", str(repeats)))
-    table = Table(title=f"{name}, {COILS} coils, {SIZE}², {threads} threads: forward {found['forward_ms']:.0f} ms")
-    for column in ("road, chunk", "forward passes a probe", "set-up [s]"):
-        table.add_column(column, justify="right")
-    for side, passes in found["passes_per_probe"].items():
-        table.add_row(side, f"{passes:.2f}", f"{found['setup_s'].get(side.rsplit(',', 1)[0], 0):.1f}")
-    console.print(table)
-    peaks = [float(in_a_process(threads, "--inside", name, "--probes", str(count))) for count in (16, 64)]
-    console.print(f"  tape: peak memory {peaks[0]:.0f} MB at 16 probes, {peaks[1]:.0f} MB at 64, 4 at a time")
-    console.print(f"  default chunk {found['default_chunk']}, fallbacks {found['fallbacks'] or 'none'}")
-
-
-if __name__ == "__main__":
-    main()
+def _setup(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "failed"
+    at_once = found["chunk"] or found["count"]
+    return f"{found['setup_passes']:.1f}; {at_once}"

@@ -35,7 +35,7 @@ from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.images import SERIES_IMAGE, SERIES_SIGMA
 from voxelsigma.gadgets.items import Item, KSpace, NoiseCovariance, Sensitivities, Stream
 from voxelsigma.noise.covariance import covariance_bias, covariance_error, whitening_matrix
-from voxelsigma.noise.sketch import object_mask
+from voxelsigma.noise.voxels import object_mask
 
 Reference = Literal["shared", "anew", "embedded"]
 Mask = Literal["uniform_1d", "random_2d"]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias
 
@@ -14,7 +15,7 @@ from voxelsigma.gadgets.afterwork import Stop
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.images import image_fov_mm, labels
 from voxelsigma.gadgets.items import Whitening
-from voxelsigma.gadgets.planes import assemble, independent_planes
+from voxelsigma.gadgets.planes import Plane, assemble, independent_planes
 from voxelsigma.gadgets.reconstruction import Reconstruction
 from voxelsigma.gadgets.sketch_properties import SketchProperties
 from voxelsigma.models.sense import SenseReconstruction
@@ -22,8 +23,11 @@ from voxelsigma.noise.covariance import covariance_error
 from voxelsigma.noise.gfactor import noise_ratio
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.pico import estimate_linear
+from voxelsigma.noise.precision import Precision, in_precision, reduced
 from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map
-from voxelsigma.noise.sketch import Stopping, object_mask, sketch
+from voxelsigma.noise.sketch import Stopping, sketch
+from voxelsigma.noise.tensor_cores import tensor_cores
+from voxelsigma.noise.voxels import object_mask
 
 logger = logging.getLogger("voxelsigma.sketch")
 
@@ -48,7 +52,7 @@ class VolumeEstimate:
         Medians over the object: relative standard error, degrees of freedom, what the control variate explains.
     probes
         Largest number of probes of a plane.
-    estimator
+    estimator, precision
         In words.
     """
 
@@ -64,6 +68,7 @@ class VolumeEstimate:
     explained: float
     probes: int
     estimator: str
+    precision: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +86,10 @@ class Estimator:
         kept = self._keep(reconstruction, whitening, bias)
         found: list[Maps] = []
         names: dict[str, None] = {}
+        precisions: list[Precision] = []
         ratios, objects = [], []
         for index, plane in enumerate(reconstruction.planes):
-            maps, name = self._plane(reconstruction, index, kept, stop)
+            maps, name = self._plane(reconstruction, index, kept, precisions, stop)
             found.append(maps)
             names[name] = None
             windows = reconstruction.functions[index].windows
@@ -110,6 +116,7 @@ class Estimator:
             explained=explained,
             probes=max(one.probes for one in magnitudes),
             estimator=" and ".join(names),
+            precision=str(precisions[0]) if precisions else "float32",
         )
         logger.info(
             "sigma of %s: %s, %d probes, relative standard error %.1f %% (median over the object)",
@@ -121,7 +128,12 @@ class Estimator:
         return result
 
     def _plane(
-        self, reconstruction: Reconstruction, index: int, kept: VolumeWriter | None, stop: Stop
+        self,
+        reconstruction: Reconstruction,
+        index: int,
+        kept: VolumeWriter | None,
+        precisions: list[Precision],
+        stop: Stop,
     ) -> tuple[Maps, str]:
         """Maps of one plane, and how they were estimated."""
         chosen = self.properties
@@ -148,10 +160,12 @@ class Estimator:
                 "'sketch' would do"
             )
         if linear and chosen.estimator != "sketch" and kept is None:
-            return self._linear(reconstruction, index, stop)
-        return self._sketch(reconstruction, index, kept, stop)
+            return self._linear(reconstruction, index, precisions, stop)
+        return self._sketch(reconstruction, index, kept, precisions, stop)
 
-    def _linear(self, reconstruction: Reconstruction, index: int, stop: Stop) -> tuple[Maps, str]:
+    def _linear(
+        self, reconstruction: Reconstruction, index: int, precisions: list[Precision], stop: Stop
+    ) -> tuple[Maps, str]:
         function, plane = reconstruction.functions[index], reconstruction.planes[index]
         assert isinstance(function, SenseReconstruction)
         source = plane.probes(self.seed)
@@ -164,7 +178,7 @@ class Estimator:
                 return samples(images)
 
         found = estimate_linear(
-            self._taking_turns(reconstruction, index),
+            self._taking_turns(reconstruction, index, precisions),
             replace(probing, samples=taking_turns),
             source,
             self._stopping(),
@@ -177,10 +191,15 @@ class Estimator:
         return {"magnitude": found.magnitude, "complex": found.complex}, name
 
     def _sketch(
-        self, reconstruction: Reconstruction, index: int, kept: VolumeWriter | None, stop: Stop
+        self,
+        reconstruction: Reconstruction,
+        index: int,
+        kept: VolumeWriter | None,
+        precisions: list[Precision],
+        stop: Stop,
     ) -> tuple[Maps, str]:
         plane = reconstruction.planes[index]
-        linearization = self._taking_turns(reconstruction, index)
+        linearization = self._taking_turns(reconstruction, index, precisions)
         found = sketch(
             linearization,
             plane.probes(self.seed),
@@ -212,11 +231,26 @@ class Estimator:
 
         return report
 
-    def _taking_turns(self, reconstruction: Reconstruction, index: int) -> Linearization:
+    def _reduced(self, whole: Linearization, plane: Plane, precisions: list[Precision]) -> Linearization:
+        """The linearization in the precision that the first plane of the volume showed to do."""
+        if precisions:
+            return in_precision(whole, precisions[0].name, self.device)
+        found, precision = reduced(whole, plane.probes(self.seed).block(0), chunk=self.properties.chunk)
+        precisions.append(precision)
+        for reason in precision.rejected:
+            logger.info("precision of the probes: %s", reason)
+        return found
+
+    def _taking_turns(self, reconstruction: Reconstruction, index: int, precisions: list[Precision]) -> Linearization:
         """Linearization of one plane that leaves the device to others between its batches."""
+        on_gpu = self.device.type == "cuda"
         with self.context.turns():
-            whole = reconstruction.linearize(index)
-        _tell(reconstruction.card.name, whole)
+            # the image is float32, whatever the process allows
+            with tensor_cores(False) if on_gpu else nullcontext():
+                whole = reconstruction.linearize(index)
+            _tell(reconstruction.card.name, whole)
+            if on_gpu and self.properties.precision == "auto":
+                whole = self._reduced(whole, reconstruction.planes[index], precisions)
 
         def push(tangents: Tensor) -> Tensor:
             with self.context.turns():

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,9 +28,10 @@ from voxelsigma.gadgets.items import KSpace, Sensitivities, Stream, VolumeKey
 from voxelsigma.gadgets.planes import Plane, assemble, pick_device, planes_of
 from voxelsigma.gadgets.properties import choice, number, several, text
 from voxelsigma.gadgets.recon_data import refuse_collected
-from voxelsigma.models.cards import BoundReconstruction, ModelCard, Reconstructor, load_card, load_model
+from voxelsigma.models.cards import CARD_FOLDER, BoundReconstruction, ModelCard, Reconstructor, load_card, load_model
 from voxelsigma.models.grid import Window
 from voxelsigma.noise.linearize import Linearization, linearize
+from voxelsigma.noise.tensor_cores import tensor_cores
 
 logger = logging.getLogger("voxelsigma.reconstruct")
 
@@ -198,7 +200,8 @@ def reconstruct_planes(
     """Planes, the reconstruction of each, and its image."""
     planes = list(planes_of(kspace, sensitivities, device))
     functions = [method.bind(plane.problem) for plane in planes]
-    with torch.no_grad():
+    # stock torch multiplies in TF32 where it can: images are float32
+    with torch.no_grad(), tensor_cores(False) if device.type == "cuda" else nullcontext():
         values = [function(plane.kspace) for function, plane in zip(functions, planes, strict=True)]
     return planes, functions, values
 
@@ -241,9 +244,9 @@ def method_meta(card: ModelCard, regularization: float | None, sensitivities: st
     return {
         "voxelsigma_model": card.name,
         # other characters as escapes, from which the path can be had back
-        "voxelsigma_model_card": str(card.path).encode("unicode_escape").decode()
-        if card.path.stem != card.name
-        else "",
+        "voxelsigma_model_card": ""
+        if card.path.absolute().parent == CARD_FOLDER.absolute()
+        else str(card.path.absolute()).encode("unicode_escape").decode(),
         "voxelsigma_model_sha256": card.sha256,
         "voxelsigma_regularization": "" if regularization is None else f"{regularization:.9g}",
         "voxelsigma_sensitivities": "estimated by the model"

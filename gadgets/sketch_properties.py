@@ -18,6 +18,7 @@ class SketchProperties:
     emit. `estimator` `auto` computes exactly where that is cheap (a linear reconstruction with sampling along one
     axis), and for other linear reconstructions probes image space (`pico`) or k-space (`sketch`), by what their first
     probes tell. `dtype` is the data type of the series.
+    `precision` `auto` lets a GPU push probes in bfloat16 or TF32 where the first ones show that σ stays within 1 %.
     `model` names the card of images that another process made, where that card is not a shipped one.
     """
 
@@ -30,6 +31,7 @@ class SketchProperties:
     control_variate: bool = boolean(True)
     model: str = text("sense")
     chunk: int | None = integer(None, 1, 4096)
+    precision: str = choice("auto", "auto", "float32")
     dtype: str = choice("float32", "float32", "uint16")
     device: str = choice("auto", "auto", "cpu", "cuda")
     forward: tuple[str, ...] = several((), "covariance", "kspace", "sensitivities")

@@ -46,7 +46,7 @@ from voxelsigma.gadgets.reconstruction import (
     reconstruct_planes,
 )
 from voxelsigma.gadgets.sketch_properties import SketchProperties
-from voxelsigma.models.cards import ModelCard, load_card
+from voxelsigma.models.cards import ModelCard, available_cards, load_card
 from voxelsigma.models.sense import SenseReconstruction
 from voxelsigma.noise.covariance import covariance_bias, covariance_error
 
@@ -69,7 +69,7 @@ _LAYERS = {
     "error": _Layer(SERIES_SIGMA_ERROR, "STD_MAP", "standard error of sigma magnitude (sketch's part)", 1000),
     "lower": _Layer(SERIES_SIGMA_LOWER, "STD_MAP", "sigma magnitude, lower 95 % limit (sketch's part)", 1000),
     "upper": _Layer(SERIES_SIGMA_UPPER, "STD_MAP", "sigma magnitude, upper 95 % limit (sketch's part)", 1000),
-    "freedom": _Layer(SERIES_SIGMA_FREEDOM, "STD_MAP", "degrees of freedom of sigma squared", 1),
+    "freedom": _Layer(SERIES_SIGMA_FREEDOM, "STD_MAP", "degrees of freedom of sigma squared, 0 where it is exact", 1),
     "snr": _Layer(SERIES_SNR, "SNR_MAP", "SNR", 10),
     "gfactor": _Layer(SERIES_GFACTOR, "GFACTOR", "g-factor", 1000),
 }
@@ -147,16 +147,21 @@ class Sketch:
 
     def _card_of(self, image: Image) -> ModelCard:
         """The card that an image names: shipped, or configured here; a card may name code, which no message may."""
-        path = str(image.meta.get("voxelsigma_model_card", "")).encode("ascii").decode("unicode_escape")
-        if not path:
-            return load_card(str(image.meta["voxelsigma_model"]))
-        configured = load_card(self.properties.model)
-        if configured.path.absolute() != Path(path).absolute():
-            raise ValueError(
-                f"sketch: an image was made by the model card {path!r}, which is not shipped; property 'model' must "
-                f"name it here too, got {self.properties.model!r}"
-            )
-        return configured
+        path = str(image.meta.get("voxelsigma_model_card", "")).encode("ascii", "replace").decode("unicode_escape")
+        name = str(image.meta["voxelsigma_model"])
+        card = load_card(self.properties.model if path or name not in available_cards() else name)
+        if (path or name in available_cards()) and (not path or card.path.absolute() == Path(path).absolute()):
+            stated = str(image.meta.get("voxelsigma_model_sha256") or "")
+            if stated != card.sha256:
+                raise ValueError(
+                    f"sketch: an image was made by {name!r} with weights of sha256 {stated or 'none'}, the card "
+                    f"{card.path} has {card.sha256 or 'none'}; both gadgets must use the same model"
+                )
+            return card
+        raise ValueError(
+            f"sketch: an image was made by the model card {path or name!r}, which is not shipped; property 'model' "
+            f"must name it here too, got {self.properties.model!r}"
+        )
 
     def _maps(self, reconstruction: Reconstruction, numbers: SeriesNumbers, stop: Stop) -> Iterator[Image]:
         kspace = reconstruction.planes[0].item
@@ -206,6 +211,7 @@ class Sketch:
             **method_meta(reconstruction.card, None if stated is None else float(stated), reconstruction.sensitivities),
             "voxelsigma_estimator": result.estimator,
             "voxelsigma_probes": result.probes,
+            "voxelsigma_precision": "" if exact else result.precision,
             "voxelsigma_seed": "" if exact else str(self.seed),
             "voxelsigma_sketch_error": f"{result.error:.4g}",
             "voxelsigma_degrees_of_freedom": "" if exact else f"{result.freedom_median:.4g}",
@@ -239,7 +245,7 @@ def _values(name: str, result: VolumeEstimate, reconstruction: Reconstruction, b
         "error": sigma * result.relative_error,
         "lower": result.lower * bias,
         "upper": result.upper * bias,
-        "freedom": result.freedom,
+        "freedom": torch.where(result.freedom.isfinite(), result.freedom, 0),
         "gfactor": result.ratio,
     }
     return made[name] if result.complex is None else {**made, "complex": result.complex * bias}[name]

@@ -19,8 +19,8 @@ from voxelsigma.noise.functionals import (
     voxel_sigma,
 )
 from voxelsigma.noise.sigma import SigmaMap
-from voxelsigma.noise.sketch import phase_factor
 from voxelsigma.noise.spectrum import Spectrum, Window, noise_power_spectrum
+from voxelsigma.noise.voxels import phase_factor
 
 _HOW = "make it with 'voxelsigma replay … --keep-probes'"
 

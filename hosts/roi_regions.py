@@ -18,7 +18,7 @@ from voxelsigma.noise.functionals import (
     voxel_sigma,
 )
 from voxelsigma.noise.sigma import root_bias
-from voxelsigma.noise.sketch import phase_factor
+from voxelsigma.noise.voxels import phase_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

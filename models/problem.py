@@ -15,7 +15,8 @@ from voxelsigma.models.grid import (
     linear_matrix,
     symmetric_window,
 )
-from voxelsigma.noise.covariate import zero_filled_variance
+from voxelsigma.noise.covariate import coil_correlation, zero_filled_variance
+from voxelsigma.noise.response import filtered_variance
 from voxelsigma.noise.sketch import Covariate
 
 
@@ -117,5 +118,10 @@ class PlaneProblem:
 
         cropped = windows[1].crop(windows[0].crop(self.variance, -2), -1)
         carried = (rows[0] != 0).unsqueeze(1) & (columns[0] != 0)
-        variance = zero_filled_variance(sensitivities, cropped * carried)
-        return Covariate(push=push, variance=variance.double())
+        white = cropped * carried
+        correlation = coil_correlation(white, rows, columns)
+        return Covariate(
+            push=push,
+            variance=zero_filled_variance(sensitivities, white).double(),
+            filtered_variance=lambda response: filtered_variance(response, sensitivities, correlation),
+        )

@@ -187,7 +187,11 @@ def whiten(samples: ComplexArray, matrix: ComplexArray) -> ComplexArray:
 
 
 def covariance_bias(coils: int, samples: float) -> float:
-    r"""Factor on σ that whitening with a covariance estimated from few samples calls for: :math:`1 + p/N`."""
+    r"""Factor on σ that whitening with a covariance estimated from few samples calls for: :math:`1 + p/N`.
+
+    That of a reconstruction without aliasing. Where unregularised SENSE separates r voxels, :math:`1 + (p - r)/N`
+    would do: the factor is on the safe side by r/N.
+    """
     return 1 + coils / samples
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from voxelsigma.noise.sketch import phase_factor
+from voxelsigma.noise.voxels import phase_factor
 
 
 @dataclass(frozen=True, slots=True)

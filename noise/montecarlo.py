@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.sigma import MapKind, SigmaMap, root_bias
-from voxelsigma.noise.sketch import phase_factor
+from voxelsigma.noise.voxels import phase_factor
 
 
 def monte_carlo(

@@ -13,7 +13,8 @@ from torch import Tensor
 from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap
-from voxelsigma.noise.sketch import Stopping, object_mask, sketch
+from voxelsigma.noise.sketch import Stopping, sketch
+from voxelsigma.noise.voxels import object_mask
 
 HERMITIAN_TOLERANCE = 1e-4
 

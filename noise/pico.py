@@ -15,7 +15,8 @@ from voxelsigma.noise.chunking import default_chunk
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.sigma import SigmaMap, root_bias
-from voxelsigma.noise.sketch import Covariate, Stopping, object_mask, sketch
+from voxelsigma.noise.sketch import Covariate, Stopping, sketch
+from voxelsigma.noise.voxels import object_mask
 
 PILOT_SKETCH: Final = 4
 """Sketch probes that decide, against the first block of image probes, which estimator goes on."""

@@ -12,6 +12,9 @@ from voxelsigma.noise.moments import Moments, projected
 
 MapKind: TypeAlias = Literal["magnitude", "complex"]
 
+POOLED_PROBES: Final = 32
+"""Probes at which a voxel's own gain and that of its 3 × 3 neighbourhood count alike."""
+
 FEWEST_FOR_COMPLEX: Final = 8
 """Probes below which the complex map is a plain mean, with or without a control variate."""
 
@@ -84,10 +87,13 @@ def sigma_map(
     reconstruction's magnitude is half of the latter. With a control variate, amplitudes are regressed on the
     zero-filled image w of the same probes, whose variance is known:
 
-    .. math:: \hat\sigma^2 = g^2 E[b^2] + \sum (a - g b)^2 / S, \qquad g = \sum a b / \sum b^2
+    .. math:: \hat\sigma^2 = \frac{\sum a^2}{S} + (h g)^2 \Big(E[b^2] - \frac{\sum b^2}{S}\Big), \qquad
+        g = \frac{\sum a b}{\sum b^2}
 
-    and for the complex map u on :math:`(w, w^*)`. Both are sums of squares, positive by construction. The gain
-    g is shrunk by an r² pooled over neighbours, so that a covariate that explains nothing costs nothing.
+    and for the complex map u on :math:`(w, w^*)`. Its expectation is σ² for any gain that is not of the same probes,
+    and at h = 1 it is :math:`g^2 E[b^2] + \sum (a - g b)^2 / S`, a sum of squares. At few probes g leans towards that
+    of the neighbours, and the factor h ≤ 1, of an r² pooled over neighbours, shrinks it, so that a covariate that explains
+    nothing costs nothing.
 
     Parameters
     ----------
@@ -135,7 +141,12 @@ def _magnitude(sums: Moments, direction: Tensor, covariate_variance: Tensor | No
         return a_a / count, freedom, torch.zeros_like(a_a)
     b_b = projected(sums.w_w, sums.w_abs, direction)
     a_b = projected(sums.u_w, sums.u_wc, direction)
-    gain = _divide(a_b, b_b)
+    # a voxel's own gain is noisy at few probes, its neighbours' is another: between them by the number of probes
+    share = count / (count + POOLED_PROBES)
+    gain = share * _divide(a_b, b_b) + (1 - share) * _divide(_box(a_b, 3), _box(b_b, 3))
+    # no gain may explain more than there is: the estimate stays positive
+    most = _divide(a_a, b_b).clamp_min(0).sqrt()
+    gain = gain.clamp(-most, most)
     # degrees of freedom of the regression: one real coefficient of `count` real observations
     explained = _pooled_explained(a_b.square(), a_a * b_b, 1 / count)
     # the gain of S real pairs has the variance (1 - r²)/(S - 2): none that is finite at 2 probes
@@ -205,11 +216,11 @@ def _shrinkage(explained: Tensor, observations: float) -> Tensor:
     return _divide(explained, explained + (1 - explained) / observations)
 
 
-def _box(values: Tensor) -> Tensor:
-    """Sum over 5 × 5 neighbours in the last two axes; fewer at the border, none beyond it."""
+def _box(values: Tensor, size: int = 5) -> Tensor:
+    """Sum over size × size neighbours in the last two axes; fewer at the border, none beyond it."""
     flat = values.reshape(-1, 1, *values.shape[-2:])
     # average pooling with padding counted: the common factor cancels in every quotient
-    return torch.nn.functional.avg_pool2d(flat, 5, stride=1, padding=2).reshape(values.shape)
+    return torch.nn.functional.avg_pool2d(flat, size, stride=1, padding=size // 2).reshape(values.shape)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

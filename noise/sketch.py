@@ -12,7 +12,9 @@ from voxelsigma.noise.chunking import default_chunk
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments, moments
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
+from voxelsigma.noise.response import Response, fit_response
 from voxelsigma.noise.sigma import MapKind, SigmaMap, sigma_map
+from voxelsigma.noise.voxels import object_mask, phase_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +27,14 @@ class Covariate:
         From probes `(probes, coils, k1, k0)` to images w, `(probes, y, x)`.
     variance
         :math:`E|w|^2`, shape `(y, x)`, real.
+    filtered_variance
+        :math:`E|c|^2` behind a filter, in closed form: then a filter that fits the reconstruction is learned from the
+        first block of probes. None where it is not known: w itself is the covariate.
     """
 
     push: Callable[[Tensor], Tensor]
     variance: Tensor
+    filtered_variance: Callable[[Response], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,18 +141,21 @@ def sketch(
     blocks_per_step = max(1, size // BLOCK_SIZE)
     direction = phase_factor(linearization.value)
     seen = object_mask(linearization.value)
-    expected = None if covariate is None else covariate.variance
+    control = None if covariate is None else _Control(covariate, linearization.value, direction)
     state: Sketch | None = None
     start, block, done = clock(), 0, 0
     while done < stopping.probes:
         batch = torch.cat(list(probes.blocks(block, block + blocks_per_step)))[: stopping.probes - done]
         block += blocks_per_step
-        step = _push(linearization, batch, covariate, size, keep)
+        pushed = torch.cat([linearization.push(part) for part in batch.split(size)])
+        if keep is not None:
+            keep(pushed)
+        step = _sums(pushed, None if control is None else control(batch, pushed, size))
         done += len(batch)
         state = Sketch(
             sums=step if state is None else state.sums + step,
             direction=direction,
-            covariate_variance=expected,
+            covariate_variance=None if control is None else control.variance,
             complex_linear=linearization.complex_linear,
         )
         if progress is not None:
@@ -163,20 +172,10 @@ def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
     return float(state.map(kind).relative_error()[voxels].median())
 
 
-def _push(
-    linearization: Linearization,
-    batch: Tensor,
-    covariate: Covariate | None,
-    size: int,
-    keep: Callable[[Tensor], None] | None,
-) -> Moments:
-    """Sums of a batch, pushed `size` at a time and added block by block, in an order that no chunk size changes."""
-    pushed = torch.cat([linearization.push(part) for part in batch.split(size)])
-    if keep is not None:
-        keep(pushed)
-    images = None if covariate is None else torch.cat([covariate.push(part) for part in batch.split(size)])
+def _sums(pushed: Tensor, images: Tensor | None) -> Moments:
+    """Sums of a batch, added block by block, in an order that no chunk size changes."""
     total: Moments | None = None
-    for first in range(0, len(batch), BLOCK_SIZE):
+    for first in range(0, len(pushed), BLOCK_SIZE):
         part = slice(first, first + BLOCK_SIZE)
         block = moments(pushed[part], None if images is None else images[part])
         total = block if total is None else total + block
@@ -184,18 +183,28 @@ def _push(
     return total
 
 
-def phase_factor(image: Tensor) -> Tensor:
-    r"""Unit phase factor :math:`e^{i\phi}` of each voxel; 1 where the image is 0 or real."""
-    if not image.is_complex():
-        return torch.ones_like(image, dtype=torch.complex128)
-    wide = image.to(torch.complex128)
-    magnitude = wide.abs()
-    return torch.where(magnitude > 0, wide / magnitude.clamp_min(torch.finfo(torch.float64).tiny), 1)
+class _Control:
+    """The covariate of every batch, through the filter that the first block of probes teaches."""
 
+    def __init__(self, covariate: Covariate, image: Tensor, direction: Tensor) -> None:
+        self.variance = covariate.variance
+        self._covariate = covariate
+        self._image = image
+        self._direction = direction
+        self._response: Response | None = None
+        self._begun = False
 
-def object_mask(image: Tensor, threshold: float = 0.1) -> Tensor:
-    """Voxels of the object: brighter than a tenth of the image's 99th percentile, shape `(...)`, boolean."""
-    magnitude = image.abs().double().flatten()
-    rank = max(1, round(0.99 * magnitude.numel()))
-    bright = magnitude.kthvalue(rank).values
-    return image.abs() >= threshold * bright
+    def __call__(self, batch: Tensor, pushed: Tensor, size: int) -> Tensor:
+        """Covariate images of a batch of probes."""
+        images = torch.cat([self._covariate.push(part) for part in batch.split(size)])
+        if not self._begun:
+            self._begun = True
+            self._learn(pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
+        return images if self._response is None else self._response(images)
+
+    def _learn(self, pushed: Tensor, images: Tensor) -> None:
+        if self._covariate.filtered_variance is None or len(pushed) < BLOCK_SIZE:
+            return
+        self._response = fit_response(pushed, images, self._image, self._direction)
+        if self._response is not None:
+            self.variance = self._covariate.filtered_variance(self._response)

@@ -11,6 +11,7 @@ from voxelsigma.noise import tape_convolution, tape_elementwise, tape_functions,
 from voxelsigma.noise.tape_call import Rule
 from voxelsigma.noise.tape_entries import Entry, Record
 from voxelsigma.noise.tape_evaluate import record
+from voxelsigma.noise.tape_lowering import prepared, raised
 
 NOBODYS = -1
 
@@ -83,7 +84,7 @@ class Tape:
     def _replay(self, tangents: Tensor, result: int, found: list[str] | None) -> Tensor:
         live = {0: tangents}
         for step in self.steps:
-            inputs = [live[number] for number in step.inputs]
+            inputs = prepared([live[number] for number in step.inputs], step.rule.lowering)
             for number in step.done:
                 live.pop(number, None)
             outputs = step.rule.push(inputs, step.free)
@@ -96,7 +97,7 @@ class Tape:
                 live[number] = tangent
                 if found is not None and not bool(tangent.isfinite().all()):
                     found.append(f"{step.name} in {step.place}")
-        return live[result].resolve_conj().resolve_neg()
+        return raised(live[result]).resolve_conj().resolve_neg()
 
 
 def make_tape(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tape | None, Record]:

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from voxelsigma.noise.tape_lowering import Lowering, is_lowered
+
 Push: TypeAlias = Callable[[Sequence[Tensor], Sequence[bool]], Any]
 """From the tangents of the dependent arguments, each `(probes, *shape)`, to those of the outputs.
 
@@ -28,12 +30,15 @@ class Rule:
         Whether the operation is evaluated again for every push, for want of a rule of its own.
     supplies
         How many of the differentiable outputs get a tangent, from the first; None for all.
+    lowering
+        What a replay with lowered convolutions does here.
     """
 
     push: Push
     view: bool = False
     fallback: bool = False
     supplies: int | None = None
+    lowering: Lowering = "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,7 @@ class Factor:
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor.detach().resolve_conj().resolve_neg()
+        self._lowered: Tensor | None = None
 
     def beside(self, tangent: Tensor) -> Tensor:
         """The constant, for a tangent `(probes, *shape)`, broadcastable to it."""
@@ -177,7 +183,12 @@ class Factor:
             if order != _order(kept.stride(), kept.shape):
                 kept = torch.empty_permuted(kept.shape, order, dtype=kept.dtype, device=kept.device).copy_(kept)
                 self._tensor = kept
-        return kept
+        if kept.dim() == 0 or kept.dtype != torch.float32 or not is_lowered(tangent):
+            return kept
+        # lest the product be widened again
+        if self._lowered is None or self._lowered.stride() != kept.stride():
+            self._lowered = kept.to(torch.bfloat16)
+        return self._lowered
 
 
 def _order(strides: Sequence[int], shape: Sequence[int]) -> list[int]:
@@ -195,7 +206,7 @@ def writable(tangent: Tensor, free: bool, shape: Sequence[int], dtype: torch.dty
     """Whether the result, of this shape without probes, may be written over a tangent."""
     return (
         free
-        and tangent.dtype == dtype
+        and (tangent.dtype == dtype or is_lowered(tangent))
         and tangent.shape[1:] == torch.Size(shape)
         and not tangent.is_conj()
         and not tangent.is_neg()

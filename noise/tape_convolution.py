@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.tape_call import Call, Rule
+from voxelsigma.noise.tape_lowering import Lowering, is_lowered
 from voxelsigma.noise.tape_rules import rule
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -27,14 +28,22 @@ def _convolution(call: Call) -> Rule:
     else:
         memory_format = torch.contiguous_format
     weight = weight.contiguous(memory_format=memory_format)
+    # float32 alone: what a network itself has in another precision stays there
+    lowering: Lowering = "lowers" if weight.dtype == torch.float32 else "exact"
+    lowered: list[Tensor] = []
     bare = call.without_primals()
 
     def push(tangents: Sequence[Tensor], free: Sequence[bool]) -> Tensor:
         (tangent,) = tangents
         images = tangent.flatten(0, 1).contiguous(memory_format=memory_format)
-        return bare.run([images], weight=weight, bias=None).unflatten(0, tangent.shape[:2])
+        kernel = weight
+        if is_lowered(images) and lowering == "lowers":
+            if not lowered:
+                lowered.append(weight.to(torch.bfloat16))
+            (kernel,) = lowered
+        return bare.run([images], weight=kernel, bias=None).unflatten(0, tangent.shape[:2])
 
-    return Rule(push)
+    return Rule(push, lowering=lowering)
 
 
 def _is_narrow(call: Call, weight: Tensor) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.tape_call import Call, Factor, Rule, lift, writable
+from voxelsigma.noise.tape_lowering import is_lowered
 from voxelsigma.noise.tape_rules import rule, scaled
 
 
@@ -157,7 +158,7 @@ def _type_of(value: Any, wanted: torch.dtype) -> torch.dtype:
 
 def _cast(tangent: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tangent as one of a wider type and of the shape of the result."""
-    tangent = tangent.to(dtype)
+    tangent = tangent if is_lowered(tangent) else tangent.to(dtype)
     return tangent if tangent.shape[1:] == torch.Size(shape) else tangent.expand(tangent.shape[0], *shape)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.tape_call import Call, Factor, Rule, writable
+from voxelsigma.noise.tape_lowering import Lowering
 from voxelsigma.noise.tape_rules import bilinear_in, rule
 from voxelsigma.noise.tape_shapes import chosen
 
@@ -56,8 +57,9 @@ def _batch_norm(call: Call) -> Rule:
     eps = call.arguments["epsilon" if "epsilon" in call.arguments else "eps"]
     if not call.arguments.get("training", "no_training" not in str(call.func) and "no_update" not in str(call.func)):
         deviation = (call.arguments["running_var"] + eps).sqrt()
-        factor = (gain / deviation).reshape(shape)
-        return Rule(lambda tangents, free: tangents[0] * factor, supplies=1)
+        factor = Factor((gain / deviation).reshape(shape))
+        lowering: Lowering = "keeps" if source.dtype == torch.float32 else "exact"
+        return Rule(lambda tangents, free: tangents[0] * factor.beside(tangents[0]), supplies=1, lowering=lowering)
     axes = [0, *range(2, source.dim())]
     return _normalised(source, axes, eps, gain.reshape(shape), source.shape)
 

@@ -7,6 +7,7 @@ evaluated again, with forward mode, for every push.
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,20 @@ from voxelsigma.noise.tape_call import Call, Factor, Rule, differentiable, lift,
 
 Builder = Callable[[Call], Rule]
 RULES: dict[Any, Builder] = {}
+
+
+# what stands between the convolutions of a network; not normalisations, whose means would be rounded
+_KEEPING = {
+    getattr(torch.ops.aten, name, None)
+    for names in (
+        "add sub neg mul relu leaky_relu gelu elu silu mish softplus hardtanh hardswish tanh sigmoid _prelu_kernel",
+        "clamp clamp_min clamp_max where cat clone alias detach select slice unsqueeze squeeze transpose permute split",
+        "narrow split_with_sizes unbind view _unsafe_view reshape expand constant_pad_nd reflection_pad2d",
+        "replication_pad2d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices upsample_nearest2d",
+        "upsample_bilinear2d pixel_shuffle pixel_unshuffle",
+    )
+    for name in names.split()
+} - {None}
 
 
 def rule(*names: str) -> Callable[[Builder], Builder]:
@@ -37,10 +52,17 @@ def at_once(call: Call) -> Rule | None:
     if builder is None:
         return None
     try:
-        return builder(call)
+        found = builder(call)
     except (NotImplementedError, ValueError):
         # an unusual form of the operation
         return None
+    return replace(found, lowering="keeps") if found.lowering == "exact" and _keeps(call) else found
+
+
+def _keeps(call: Call) -> bool:
+    """Whether an operation may work on lowered tangents: one of a network, on single precision."""
+    tensors = [dependent.primal for dependent in call.dependents] + list(call.outputs[:1])
+    return call.func.overloadpacket in _KEEPING and all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def by_forward_mode(call: Call) -> Rule:

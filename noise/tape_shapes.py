@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from voxelsigma.noise.tape_call import Call, Rule, invoke, lift
+from voxelsigma.noise.tape_lowering import is_lowered
 from voxelsigma.noise.tape_rules import linear_in, rule
 
 _AXES = ("dim", "dims", "dim0", "dim1", "dim2", "dimension")
@@ -79,14 +80,19 @@ def _join(call: Call) -> Rule:
         raise NotImplementedError
     dtype = call.outputs[0].dtype
     places = [dependent.index for dependent in call.dependents]
-    zeros = [torch.zeros((), dtype=dtype, device=tensor.device).expand(tensor.shape) for tensor in tensors]
+    zeros = [torch.zeros((), dtype=dtype, device=tensor.device) for tensor in tensors]
+    shapes = [tensor.shape for tensor in tensors]
     function, axis = call.func.overloadpacket, _shifted(axis)
 
     def push(tangents: Sequence[Tensor], free: Sequence[bool]) -> Tensor:
-        parts = [zero.expand(tangents[0].shape[0], *zero.shape) for zero in zeros]
+        lowered = is_lowered(tangents[0])
+        wanted = tangents[0].dtype if lowered else dtype
+        parts = [
+            zero.to(wanted).expand(tangents[0].shape[0], *shape) for zero, shape in zip(zeros, shapes, strict=True)
+        ]
         for place, tangent in zip(places, tangents, strict=True):
             assert place is not None
-            parts[place] = tangent.to(dtype)
+            parts[place] = tangent if lowered else tangent.to(dtype)
         return function(parts, axis)
 
     return Rule(push)

@@ -14,7 +14,7 @@ from tests.gadgets.streams import Gadgets, recording, through
 from voxelsigma.formats.raw_file import open_raw
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.wire import Bucket, ReconData
-from voxelsigma.noise.sketch import object_mask
+from voxelsigma.noise.voxels import object_mask
 
 WHITENED = ("accumulate", {"prewhitened": "true"})
 SENSE: Gadgets = (("coil_maps", {}), ("reconstruct", {}), ("sketch", {"maps": "magnitude complex snr gfactor"}))

@@ -220,6 +220,44 @@ def test_a_card_that_only_a_message_names_is_not_opened(scan: SimulatedScan, tmp
         list(create("sketch", {}, context)(iter(over_the_wire(*items))))
 
 
+def test_a_path_in_the_place_of_a_name_is_not_opened(scan: SimulatedScan, tmp_path: Path) -> None:
+    changes = {"voxelsigma_model": str(tmp_path / "own.yaml"), "voxelsigma_model_card": ""}
+    image, context = image_by(scan, tmp_path, changes)
+    with pytest.raises(ValueError, match=r"own.yaml', which is not shipped; property 'model' .* got 'sense'"):
+        list(create("sketch", {}, context)(iter(image)))
+
+
+def test_an_image_of_other_weights_is_refused(scan: SimulatedScan, tmp_path: Path) -> None:
+    image, context = image_by(scan, tmp_path, {"voxelsigma_model_sha256": "abc", "voxelsigma_model_card": ""})
+    with pytest.raises(ValueError, match=r"made by 'sense' with weights of sha256 abc, the card .*sense.yaml has none"):
+        list(create("sketch", {}, context)(iter(image)))
+
+
+def test_a_card_of_a_shipped_name_elsewhere_is_not_taken_for_the_shipped_one(
+    scan: SimulatedScan, tmp_path: Path
+) -> None:
+    card = tmp_path / "sense.yaml"
+    card.write_text(load_card("sense").path.read_text())
+    items, context = image_by(scan, tmp_path, {}, card)
+    assert items[-1].meta["voxelsigma_model_card"] == str(card)
+    with pytest.raises(ValueError, match="which is not shipped"):
+        list(create("sketch", {}, context)(iter(items)))
+
+
+def image_by(
+    scan: SimulatedScan, folder: Path, changes: dict[str, str], card: Path | None = None
+) -> tuple[list[Any], Context]:
+    """What an image of another process comes with, its metadata changed."""
+    context = Context(header=parse_header(scan.header_xml))
+    last = ("reconstruct", {"model": str(card or "sense"), "forward": "kspace sensitivities"})
+    items = through(context, scan.blocks, (*FRONT[:2], ("coil_maps", {"kernel": "4", "forward": "kspace"}), last))
+    found = over_the_wire(*items)
+    meta = found[-1].meta
+    meta.update(changes)
+    found[-1].meta = meta
+    return found, context
+
+
 def test_texts_of_others_become_ascii(scan: SimulatedScan) -> None:
     context = Context(header=parse_header(scan.header_xml))
     (kspace,) = through(context, scan.blocks, FRONT[:2])

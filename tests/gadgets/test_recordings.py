@@ -17,7 +17,8 @@ from voxelsigma.gadgets.registry import create
 from voxelsigma.gadgets.wire import CONFIG, HEADER, Close, Reader, ReconData, read_message, read_text
 from voxelsigma.models.sense import Sense
 from voxelsigma.noise.linearize import linearize
-from voxelsigma.noise.sketch import Stopping, object_mask, sketch
+from voxelsigma.noise.sketch import Stopping, sketch
+from voxelsigma.noise.voxels import object_mask
 
 
 def recorded(path: Path) -> Iterator[Any]:

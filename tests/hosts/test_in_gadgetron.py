@@ -19,7 +19,7 @@ import voxelsigma.pipelines
 from voxelsigma.formats.raw_file import open_raw
 from voxelsigma.gadgets.wire import HEADER, close_message, message, text_message
 from voxelsigma.hosts.worker import Worker
-from voxelsigma.noise.sketch import object_mask
+from voxelsigma.noise.voxels import object_mask
 
 FOLDER: Final = Path(voxelsigma.pipelines.__path__[0])
 TOLD: Final = "[Stream] ERROR: Errors received: \n"

@@ -24,7 +24,7 @@ from voxelsigma.hosts.roi import box_spectrum, kept_probes, stack_of, voxel_corr
 from voxelsigma.hosts.roi_regions import Regions, region_noise
 from voxelsigma.noise.moments import moments
 from voxelsigma.noise.sigma import sigma_map
-from voxelsigma.noise.sketch import phase_factor
+from voxelsigma.noise.voxels import phase_factor
 
 Outcome = subprocess.CompletedProcess[str]
 SIZE = (20, 24)

@@ -13,7 +13,7 @@ from voxelsigma.noise.covariate import zero_filled_variance
 from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.moments import Moments, moments
 from voxelsigma.noise.sigma import MapKind, sigma_map
-from voxelsigma.noise.sketch import phase_factor
+from voxelsigma.noise.voxels import phase_factor
 
 SIZE, COILS = 16, 3
 PROBLEMS = 200

@@ -12,7 +12,7 @@ from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments, moments
 from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.sigma import MapKind, sigma_map
-from voxelsigma.noise.sketch import object_mask, phase_factor
+from voxelsigma.noise.voxels import object_mask, phase_factor
 
 REPETITIONS = 400
 COUNTS = (16, 32, 64, 256)

@@ -14,14 +14,8 @@ from voxelsigma.models.problem import PlaneProblem
 from voxelsigma.noise.linearize import Linearization, linearize
 from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap, root_bias
-from voxelsigma.noise.sketch import (
-    Covariate,
-    Sketch,
-    Stopping,
-    object_mask,
-    phase_factor,
-    sketch,
-)
+from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
+from voxelsigma.noise.voxels import object_mask, phase_factor
 
 KINDS: tuple[MapKind, ...] = ("magnitude", "complex")
 

@@ -1,0 +1,182 @@
+"""The covariate that fits a reconstruction: the zero-filled image through a filter learned from the first probes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+
+from voxelsigma.noise.voxels import object_mask
+
+REACH: Final = 3
+"""Voxels to either side that the filter sees: 7 × 7."""
+VARYING_REACH: Final = 2
+"""Of these the inner 5 × 5 weights may change with the image; the outer ones are the same everywhere."""
+OBSERVATIONS_PER_WEIGHT: Final = 100
+"""Fewer would let the filter follow the noise of the very probes that it is learned from."""
+MOST_VOXELS: Final = 4096
+_RIDGE: Final = 3e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    r"""A filter of its own for each voxel, :math:`c_i = \sum_\delta h_i(\delta)\, w_{i+\delta}`.
+
+    Parameters
+    ----------
+    offsets
+        δ, `(y, x)` each.
+    weights
+        h, real, shape `(offsets, y, x)`.
+    """
+
+    offsets: tuple[tuple[int, int], ...]
+    weights: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Filter images, `(probes, y, x)` to the same shape; beyond the border they are 0."""
+        parts = torch.view_as_real(images)
+        total = torch.zeros_like(parts)
+        for weights, shifted in zip(self.weights, _shifted(parts, self.offsets, (0, 0)), strict=True):
+            total.addcmul_(shifted, weights.to(parts.dtype).unsqueeze(-1))
+        return torch.view_as_complex(total)
+
+
+def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Tensor) -> Response | None:
+    r"""Learn the filter that best predicts pushed probes from the zero-filled images of the same probes.
+
+    .. math:: \min_h \sum_{s,i} \frac{(a_{s,i} - \sum_\delta h_i(\delta)\, b_{s,i,\delta})^2}{e_i}, \qquad
+        h_i(\delta) = \sum_f \theta_{f,\delta} \, \varphi_f(i)
+
+    with :math:`a = \Re(e^{-i\phi_i} u_i)`, :math:`b_\delta = \Re(e^{-i\phi_i} w_{i+\delta})`, the local energy e, and
+    features φ of the image (brightness, edges and their direction, texture): a network smooths where nothing is and
+    along edges. One ridge regression for the whole object has a hundred observations a weight, so that the filter
+    owes next to nothing to the noise of these probes; how good it is decides about the error alone, never about the
+    expectation, which is known for any filter.
+
+    Parameters
+    ----------
+    pushed, covariate
+        First probes u and their zero-filled images w, shape `(probes, y, x)`.
+    image, direction
+        The reconstruction and its phase factor, shape `(y, x)`.
+
+    Returns
+    -------
+        The filter; None where there are too few observations for any.
+    """
+    inside = object_mask(image)
+    chosen = _spread(inside)
+    observations = len(pushed) * len(chosen)
+    features = image_features(image)
+    for reach, varying, count in ((REACH, VARYING_REACH, len(features)), (REACH, 0, 1), (1, 0, 1)):
+        offsets = _square(reach)
+        inner = [place for place, offset in enumerate(offsets) if max(map(abs, offset)) <= varying]
+        if observations >= OBSERVATIONS_PER_WEIGHT * (len(offsets) + (count - 1) * len(inner)):
+            break
+    else:
+        return None
+    phase = direction.conj().to(covariate.dtype)
+    turned = (phase * pushed).real
+    energy = avg_pool2d(turned.square().mean(dim=0)[None, None], 5, stride=1, padding=2)[0, 0]
+    scale = energy.flatten()[chosen].clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()
+    # seen: (probes, offsets, chosen)
+    shifted = _shifted(covariate, offsets, None)
+    seen = torch.stack([(phase * part).real.flatten(1)[:, chosen] for part in shifted], dim=1)
+    described = features[1:count].flatten(1)[:, chosen]
+    normal, right = torch.zeros(()), torch.zeros(())
+    for values, target in zip(seen * scale, turned.flatten(1)[:, chosen] * scale, strict=True):
+        rows = torch.cat([values, (described.unsqueeze(1) * values[inner]).flatten(0, 1)])
+        normal, right = normal + (rows @ rows.mT).double().cpu(), right + (rows @ target).double().cpu()
+    ridge = _RIDGE * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype)
+    solution = torch.linalg.solve(normal + ridge, right).to(turned)
+    weights = solution[: len(offsets), None, None].expand(-1, *image.shape).clone()
+    if count > 1:
+        weights[inner] += torch.einsum("fk,fyx->kyx", solution[len(offsets) :].view(count - 1, -1), features[1:count])
+    # what the object teaches does not hold beside it: there w itself is the covariate
+    alone = torch.tensor([offset == (0, 0) for offset in offsets], device=weights.device)
+    weights = torch.where(inside, weights, alone[:, None, None].to(weights))
+    return Response(offsets=offsets, weights=weights)
+
+
+def filtered_variance(response: Response, sensitivities: Tensor, correlation: Tensor) -> Tensor:
+    r"""Variance of the filtered zero-filled image, in closed form.
+
+    .. math:: E|c_i|^2 = \sum_{\delta,\epsilon} h_i(\delta) h_i(\epsilon) \, p(\delta - \epsilon)
+        \sum_c S^*_{c,i+\delta} S_{c,i+\epsilon}
+
+    since coil images of white k-space noise are stationary, :math:`E[z_a z_b^*] = p(a - b)`.
+
+    Parameters
+    ----------
+    response
+        The filter.
+    sensitivities
+        On the grid of the image, shape `(coils, y, x)`, complex.
+    correlation
+        p at the distances -2 `REACH` to 2 `REACH`, shape `(4 REACH + 1, 4 REACH + 1)`, complex.
+
+    Returns
+    -------
+        Shape `(y, x)`, real, float64.
+    """
+    middle = correlation.shape[0] // 2
+    table = torch.stack(
+        [
+            torch.stack([correlation[middle + y - v, middle + x - u] for v, u in response.offsets])
+            for y, x in response.offsets
+        ]
+    ).to(sensitivities.dtype)
+    total = torch.zeros(sensitivities.shape[1:], dtype=torch.float64, device=sensitivities.device)
+    for coil in sensitivities.conj():
+        parts = torch.stack([part[0] for part in _shifted(coil[None], response.offsets, None)])
+        # weighted: (offsets, y, x)
+        weighted = (response.weights.to(coil.real.dtype) * parts).flatten(1)
+        energy = (weighted * (table.conj() @ weighted).conj()).real.sum(dim=0)
+        total += energy.double().reshape(total.shape)
+    return total.clamp_min(0)
+
+
+def image_features(image: Tensor) -> Tensor:
+    """What a filter may depend on: 1, brightness, edges, their direction, details, texture; shape `(7, y, x)`."""
+    inside = object_mask(image)
+    bright = image.abs() / image.abs()[inside].mean()
+    down, right = torch.zeros_like(bright), torch.zeros_like(bright)
+    down[1:-1] = bright[2:] - bright[:-2]
+    right[:, 1:-1] = bright[:, 2:] - bright[:, :-2]
+    edges = (_smooth(down.square() + right.square(), 3) + 1e-4).sqrt()
+    found = (
+        (bright + 0.03).log(),
+        edges.log(),
+        _smooth(right.square() - down.square(), 3) / edges,
+        _smooth(down * right, 3) / edges,
+        _smooth(bright, 5) - bright,
+        ((_smooth(bright.square(), 5) - _smooth(bright, 5).square()).clamp_min(0) + 1e-4).log(),
+    )
+    normalised = [(one - one[inside].mean()) / one[inside].std().clamp_min(1e-6) for one in found]
+    return torch.stack([torch.ones_like(bright), *(one.clamp(-4, 4) for one in normalised)])
+
+
+def _spread(inside: Tensor) -> Tensor:
+    """Places of voxels of the object to learn from, evenly spread."""
+    places = inside.flatten().nonzero().flatten()
+    return places[:: max(1, -(-len(places) // MOST_VOXELS))]
+
+
+def _square(reach: int) -> tuple[tuple[int, int], ...]:
+    return tuple((y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1))
+
+
+def _shifted(images: Tensor, offsets: Sequence[tuple[int, int]], after: tuple[int, int] | None) -> list[Tensor]:
+    """Images at i + δ for every δ, 0 beyond the border; `after` are axes behind y and x."""
+    reach = max(max(map(abs, offset)) for offset in offsets)
+    padded = pad(images, (*(after or ()), reach, reach, reach, reach))
+    rows, columns = images.shape[1:3]
+    return [padded[:, reach + y : reach + y + rows, reach + x : reach + x + columns] for y, x in offsets]
+
+
+def _smooth(values: Tensor, size: int) -> Tensor:
+    """Mean over a square of neighbours, of those that are there."""
+    return avg_pool2d(values[None, None], size, stride=1, padding=size // 2, count_include_pad=False)[0, 0]

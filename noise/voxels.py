@@ -1,0 +1,21 @@
+"""Voxels of an image: their phases, and which of them show an object."""
+
+import torch
+from torch import Tensor
+
+
+def phase_factor(image: Tensor) -> Tensor:
+    r"""Unit phase factor :math:`e^{i\phi}` of each voxel; 1 where the image is 0 or real."""
+    if not image.is_complex():
+        return torch.ones_like(image, dtype=torch.complex128)
+    wide = image.to(torch.complex128)
+    magnitude = wide.abs()
+    return torch.where(magnitude > 0, wide / magnitude.clamp_min(torch.finfo(torch.float64).tiny), 1)
+
+
+def object_mask(image: Tensor, threshold: float = 0.1) -> Tensor:
+    """Voxels of the object: brighter than a tenth of the image's 99th percentile, shape `(...)`, boolean."""
+    magnitude = image.abs().double().flatten()
+    rank = max(1, round(0.99 * magnitude.numel()))
+    bright = magnitude.kthvalue(rank).values
+    return image.abs() >= threshold * bright
