@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.processes import ROOT
 from voxelsigma.formats.coils import coil_sensitivities, unit_norm
-from voxelsigma.formats.masks import random_2d
+from voxelsigma.formats.masks import Kind, make_mask
 from voxelsigma.formats.phantom import head_phantom
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.encoding import SenseEncoding
@@ -76,10 +76,18 @@ class Case:
         return ProbeSource(variance=self.plane.variance, coils=len(self.kspace), seed=seed)
 
 
-def make_case(name: str, size: Size, *, acceleration: float = 4.0, data: str | None = None, seed: int = 1) -> Case:
-    """A network and a scan, 2D random, SNR 20, 8 coils: of a held-out head in the folder `data`, else the phantom."""
+def make_case(
+    name: str,
+    size: Size,
+    *,
+    acceleration: float = 4.0,
+    data: str | None = None,
+    seed: int = 1,
+    kind: Kind = "random_2d",
+) -> Case:
+    """A network and a scan, SNR 20, 8 coils: of a held-out head in the folder `data`, else the phantom."""
     maps, mask, kspace, scan = (
-        _phantom(size, acceleration, seed) if data is None else _head(size, acceleration, data, seed)
+        _phantom(size, acceleration, seed, kind) if data is None else _head(size, acceleration, data, seed, kind)
     )
     edges = ((0, size[0] - 1), (0, size[1] - 1))
     plane = PlaneProblem(sensitivities=maps, variance=2 * mask, weights=mask, limits=edges, size=size)
@@ -104,24 +112,24 @@ def _network(name: str) -> Network:
     return Network(function=module, estimates_sensitivities=getattr(module, "estimates_sensitivities", False))
 
 
-def _phantom(size: Size, acceleration: float, seed: int) -> tuple[Tensor, Tensor, Tensor, str]:
+def _phantom(size: Size, acceleration: float, seed: int, kind: Kind) -> tuple[Tensor, Tensor, Tensor, str]:
     rng = np.random.default_rng(seed)
     maps = torch.from_numpy(unit_norm(coil_sensitivities(COILS, size)))
     rows, columns = ((np.arange(length) - length // 2) * 2 / length for length in size)
     image = torch.from_numpy(head_phantom(0.0, rows[:, None], columns)).to(torch.complex64)
     image *= SNR / image.abs()[image.abs() > 0].mean()
     centre = min(CENTRE, min(size) // 4)
-    mask = torch.from_numpy(random_2d(size, acceleration, centre=centre, rng=rng)).float()
+    mask = torch.from_numpy(make_mask(kind, size, acceleration, centre=centre, rng=rng)).float()
     noise = torch.from_numpy(rng.standard_normal((2, COILS, *size), dtype=np.float32))
     kspace = SenseEncoding(maps, mask).forward(image) + mask * torch.complex(noise[0], noise[1])
     return maps, mask, kspace, "head phantom"
 
 
-def _head(size: Size, acceleration: float, data: str, seed: int) -> tuple[Tensor, Tensor, Tensor, str]:
+def _head(size: Size, acceleration: float, data: str, seed: int, kind: Kind) -> tuple[Tensor, Tensor, Tensor, str]:
     if size[0] != size[1]:
         raise ValueError(f"bench: scans of heads are square, got {size}")
     settings = replace(
-        ExampleSettings(kinds=("random_2d",), many_coils_share=0.0, support_share=0.0, centre=CENTRE),
+        ExampleSettings(kinds=(kind,), many_coils_share=0.0, support_share=0.0, centre=CENTRE),
         matrix=size,
         coils=(COILS, COILS),
         acceleration=(acceleration, acceleration),

@@ -92,8 +92,8 @@ def sigma_map(
 
     and for the complex map u on :math:`(w, w^*)`. Its expectation is σ² for any gain that is not of the same probes,
     and at h = 1 it is :math:`g^2 E[b^2] + \sum (a - g b)^2 / S`, a sum of squares. At few probes g leans towards that
-    of the neighbours, and the factor h ≤ 1, of an r² pooled over neighbours, shrinks it, so that a covariate that explains
-    nothing costs nothing.
+    of the neighbours, and the factor h ≤ 1, of an r² pooled over neighbours, shrinks it, so that a covariate that
+    explains nothing costs nothing.
 
     Parameters
     ----------
