@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from voxelsigma.noise.voxels import phase_factor
+
+MOST_AMPLIFICATION: Final = 3e3
+"""Of noise by least squares, beyond which nothing of an image is left; g = 1,000 at R = 9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def column_system(sensitivities: Tensor, weights: Tensor, regularization: float)
     Raises
     ------
     ValueError
-        If a column's system is singular: λ = 0 with fewer samples than unknowns.
+        If a column's system is singular, λ = 0 with fewer samples than unknowns, or nearly so.
     """
     transfer = _transfer(weights.to(torch.float64))
     # S: (coils, y, x) -> (x, y, coils); H: (x, y, y)
@@ -101,6 +105,14 @@ def column_system(sensitivities: Tensor, weights: Tensor, regularization: float)
             f"sense: least squares is singular at readout position {column}: {int((weights > 0).sum())} lines of "
             f"{sensitivities.shape[0]} coils do not determine {int((~dead[column]).sum())} voxels at "
             f"regularization {regularization:g}; choose a regularization above 0"
+        )
+    amplification = _largest_of_inverse(factor).sqrt()
+    if float(amplification.max()) > MOST_AMPLIFICATION:
+        column = int(amplification.argmax())
+        raise ValueError(
+            f"sense: least squares is nearly singular at readout position {column}: it amplifies noise "
+            f"{float(amplification[column]):.0f} times at regularization {regularization:g}, at most "
+            f"{MOST_AMPLIFICATION:.0f} times can make an image; choose a larger regularization"
         )
     return ColumnSystem(normal, factor)
 
@@ -154,6 +166,19 @@ def _row_energy(
         rows = torch.func.vmap(lambda t: pull(t)[0])(cotangents.reshape(-1, *direction.shape))
         energies.append((rows.abs().square() * variance / 2).flatten(1).sum(dim=1))
     return torch.cat(energies).reshape(direction.shape)
+
+
+def _largest_of_inverse(factor: Tensor) -> Tensor:
+    """Largest eigenvalue of the inverse of each system, by the power method: never too large, soon close."""
+    size = factor.shape[-1]
+    # alternating and irregular: not orthogonal to any smooth or rough mode
+    start = torch.cos(1.7 * torch.arange(size, device=factor.device, dtype=torch.float64) ** 2).to(factor.dtype)
+    vector = start.expand(len(factor), -1).unsqueeze(-1) / start.norm()
+    for _ in range(8):
+        solved = torch.cholesky_solve(vector, factor)
+        length = solved.norm(dim=(-2, -1), keepdim=True)
+        vector = solved / length
+    return length[:, 0, 0].real
 
 
 def _transfer(weights: Tensor) -> Tensor:

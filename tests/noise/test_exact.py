@@ -146,6 +146,25 @@ def test_singular_systems_are_refused(maps: Tensor, lines: int) -> None:
     assert isinstance(column_system(maps, weights, 1e-3), ColumnSystem)
 
 
+def test_nearly_singular_systems_are_refused() -> None:
+    """Determined on paper: 4 coils that hardly differ, every other line."""
+    generator = torch.Generator().manual_seed(4)
+    maps = 1 + 1e-4 * torch.randn(4, ROWS, COLUMNS, generator=generator, dtype=torch.complex128)
+    weights = (torch.arange(ROWS) % 2 == 0).float()
+    with pytest.raises(ValueError, match=r"nearly singular at readout position \d+: it amplifies noise \d+ times"):
+        column_system(maps, weights, 0.0)
+    assert isinstance(column_system(maps, weights, 1e-3), ColumnSystem)
+
+
+@pytest.mark.parametrize("amplification", [10.0, 1000.0])
+def test_amplification_is_the_root_of_the_smallest_eigenvalue(amplification: float) -> None:
+    """Of one voxel in each column, so that it is known."""
+    maps = torch.full((1, 1, COLUMNS), 1 / amplification, dtype=torch.complex128)
+    column_system(maps, torch.ones(1), 0.0)
+    with pytest.raises(ValueError, match="it amplifies noise 4000 times at regularization 0, at most 3000"):
+        column_system(maps * amplification / 4000, torch.ones(1), 0.0)
+
+
 def test_singular_column_is_named(maps: Tensor) -> None:
     maps[1:, :, 3] = 0
     with pytest.raises(ValueError, match="at readout position 3: 5 lines of 3 coils"):
