@@ -12,11 +12,12 @@ from voxelsigma.noise.moments import Moments, projected
 
 MapKind: TypeAlias = Literal["magnitude", "complex"]
 
-POOLED_PROBES: Final = 32
-"""Probes at which a voxel's own gain and that of its 3 × 3 neighbourhood count alike."""
-
 FEWEST_FOR_COMPLEX: Final = 8
 """Probes below which the complex map is a plain mean, with or without a control variate."""
+
+_REGION: Final = 15
+_PROBES_OF_TRUST: Final = 2
+_FARTHEST: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ def sigma_map(
     direction: Tensor,
     covariate_variance: Tensor | None = None,
     complex_linear: bool = False,
+    inside: Tensor | None = None,
 ) -> SigmaMap:
     r"""Estimate σ from the sums of a sketch.
 
@@ -87,13 +89,13 @@ def sigma_map(
     reconstruction's magnitude is half of the latter. With a control variate, amplitudes are regressed on the
     zero-filled image w of the same probes, whose variance is known:
 
-    .. math:: \hat\sigma^2 = \frac{\sum a^2}{S} + (h g)^2 \Big(E[b^2] - \frac{\sum b^2}{S}\Big), \qquad
-        g = \frac{\sum a b}{\sum b^2}
+    .. math:: \hat\sigma^2 = (\tilde g^2 + v) \, E[b^2] + \frac{\sum (a - \hat g b)^2}{S - 1}, \qquad
+        \hat g = \frac{\sum a b}{\sum b^2}
 
-    and for the complex map u on :math:`(w, w^*)`. Its expectation is σ² for any gain that is not of the same probes,
-    and at h = 1 it is :math:`g^2 E[b^2] + \sum (a - g b)^2 / S`, a sum of squares. At few probes g leans towards that
-    of the neighbours, and the factor h ≤ 1, of an r² pooled over neighbours, shrinks it, so that a covariate that
-    explains nothing costs nothing.
+    where :math:`\tilde g` lies between a voxel's own gain and that of its neighbours, by what the probes tell of
+    either, and v is its variance (`_leaning_gain`). A sum of squares, positive by construction. Where an r² pooled over
+    neighbours says that the covariate explains next to nothing, the plain mean takes over, so that it costs nothing.
+    For the complex map u is regressed on :math:`(w, w^*)`, with a gain that is shrunk by such an r².
 
     Parameters
     ----------
@@ -107,10 +109,12 @@ def sigma_map(
         :math:`E|w|^2`, shape `(...)`, real; None for the plain mean.
     complex_linear
         Whether the reconstruction is complex-linear.
+    inside
+        Voxels of the object, shape `(...)`: they lean on each other alone, and so do the others. None for one kind.
     """
     halved = complex_linear and kind == "magnitude"
     if kind == "magnitude" and not complex_linear:
-        variance, freedom, explained = _magnitude(sums, direction, covariate_variance)
+        variance, freedom, explained = _magnitude(sums, direction, covariate_variance, inside)
     else:
         variance, freedom, explained = _complex(sums, covariate_variance, complex_linear=complex_linear)
     if halved:
@@ -132,7 +136,9 @@ def root_bias(freedom: Tensor) -> Tensor:
     return torch.where(freedom > 1e4, 1 - 0.25 / freedom, exact)
 
 
-def _magnitude(sums: Moments, direction: Tensor, covariate_variance: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _magnitude(
+    sums: Moments, direction: Tensor, covariate_variance: Tensor | None, inside: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Variance, degrees of freedom and explained part of the in-phase component."""
     count = sums.count
     a_a = projected(sums.u_u, sums.u_abs, direction)
@@ -141,19 +147,56 @@ def _magnitude(sums: Moments, direction: Tensor, covariate_variance: Tensor | No
         return a_a / count, freedom, torch.zeros_like(a_a)
     b_b = projected(sums.w_w, sums.w_abs, direction)
     a_b = projected(sums.u_w, sums.u_wc, direction)
-    # a voxel's own gain is noisy at few probes, its neighbours' is another: between them by the number of probes
-    share = count / (count + POOLED_PROBES)
-    gain = share * _divide(a_b, b_b) + (1 - share) * _divide(_box(a_b, 3), _box(b_b, 3))
-    # no gain may explain more than there is: the estimate stays positive
-    most = _divide(a_a, b_b).clamp_min(0).sqrt()
-    gain = gain.clamp(-most, most)
-    # degrees of freedom of the regression: one real coefficient of `count` real observations
+    known = covariate_variance / 2
     explained = _pooled_explained(a_b.square(), a_a * b_b, 1 / count)
-    # the gain of S real pairs has the variance (1 - r²)/(S - 2): none that is finite at 2 probes
-    factor = _shrinkage(explained, count - 2)
-    shrunk = (gain * factor).square()
-    variance = a_a / count + shrunk * (covariate_variance / 2 - b_b / count)
-    return variance, count / (1 - (explained * factor).square()).clamp_min(1e-6) - 1, explained
+    own = _divide(a_b, b_b)
+    # one real coefficient of `count` real observations; rounding may leave less than nothing of a perfect fit
+    rest = ((a_a - own * a_b) / (count - 1)).clamp_min(0)
+    kind = torch.ones_like(rest, dtype=torch.bool) if inside is None else inside.to(rest.device)
+    gain, doubt = _leaning_gain(own, a_b, b_b, known, rest, kind)
+    controlled = (gain.square() + doubt) * known + rest
+    # what the neighbours are trusted with is itself an estimate from these probes
+    trust = 1 + _PROBES_OF_TRUST / count
+    spread = trust * (known.square() * doubt * (4 * gain.square() + 2 * doubt) + 2 * rest.square() / (count - 1))
+    # where the covariate explains next to nothing it is not asked
+    asked = _shrinkage(explained, count - 2).square()
+    plain = a_a / count
+    variance = asked * controlled + (1 - asked) * plain
+    deviation = asked * spread.sqrt() + (1 - asked) * plain * (2 / (count - 1)) ** 0.5
+    least = 1e-6 * variance.square() / count
+    freedom = _divide(2 * variance.square(), torch.maximum(deviation.square(), least)).clamp_min(1)
+    without = (b_b == 0) | (variance == 0)
+    return torch.where(without, plain, variance), torch.where(without, count - 1, freedom), explained
+
+
+def _leaning_gain(
+    own: Tensor, a_b: Tensor, b_b: Tensor, known: Tensor, rest: Tensor, kind: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Gain of each voxel, between its own and its neighbours', and its variance.
+
+    True gains scatter around those of their 3 × 3 neighbours with a variance τ²; a voxel's own is known to
+    :math:`v = E[e^2]/\sum b^2`, the neighbours' to v'. Then the best guess, and its variance, are
+
+    .. math:: \tilde g = g' + w (\hat g - g'), \quad w = \frac{\tau^2 + v'}{\tau^2 + v' + v}, \quad
+        E[(\tilde g - g)^2] = w v
+
+    with :math:`\tau^2 + v + v' = E[(\hat g - g')^2]`, averaged over 15 × 15 voxels (empirical Bayes; Efron &
+    Morris, J Am Stat Assoc 1973). With ever more probes :math:`w \to 1`.
+    """
+    usual = _divide(_among(kind, rest, 5), _among(kind, torch.ones_like(rest), 5))
+    around = (9 * _among(kind, b_b, 3) - b_b).clamp_min(0)
+    theirs = _divide(9 * _among(kind, a_b, 3) - a_b, around)
+    doubt, their_doubt = _divide(usual, b_b), _divide(usual, around)
+    excess = (own - theirs).square() - doubt - their_doubt
+    scatter = _divide(_among(kind, excess * known, _REGION), _among(kind, known, _REGION)).clamp_min(0)
+    trusted = scatter + their_doubt
+    share = torch.where(around > 0, _divide(trusted, trusted + doubt), 1)
+    # nothing to be in doubt of: the fit is perfect
+    share = torch.where(trusted + doubt > 0, share, 1)
+    # a voxel unlike its neighbours keeps near what it says itself (limited translation, Efron & Morris)
+    farthest = _FARTHEST * doubt.sqrt()
+    shift = ((1 - share) * (theirs - own)).clamp(-farthest, farthest)
+    return own + shift, share * doubt
 
 
 def _complex(
@@ -216,8 +259,13 @@ def _shrinkage(explained: Tensor, observations: float) -> Tensor:
     return _divide(explained, explained + (1 - explained) / observations)
 
 
+def _among(kind: Tensor, values: Tensor, size: int) -> Tensor:
+    """As `_box`, of neighbours of the same kind as the voxel."""
+    return torch.where(kind, _box(values * kind, size), _box(values * ~kind, size))
+
+
 def _box(values: Tensor, size: int = 5) -> Tensor:
-    """Sum over size × size neighbours in the last two axes; fewer at the border, none beyond it."""
+    """Sum over size × size neighbours in the last two axes, by their number; fewer at the border, none beyond it."""
     flat = values.reshape(-1, 1, *values.shape[-2:])
     # average pooling with padding counted: the common factor cancels in every quotient
     return torch.nn.functional.avg_pool2d(flat, size, stride=1, padding=size // 2).reshape(values.shape)

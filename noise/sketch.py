@@ -81,12 +81,15 @@ class Sketch:
         Of the control variate, shape `(y, x)`; None for the plain mean.
     complex_linear
         Whether the reconstruction is complex-linear.
+    inside
+        Voxels of the object, shape `(y, x)`.
     """
 
     sums: Moments
     direction: Tensor
     covariate_variance: Tensor | None
     complex_linear: bool
+    inside: Tensor
 
     def map(self, kind: MapKind = "magnitude") -> SigmaMap:
         """Estimate the σ map of one kind."""
@@ -96,6 +99,7 @@ class Sketch:
             direction=self.direction,
             covariate_variance=self.covariate_variance,
             complex_linear=self.complex_linear,
+            inside=self.inside,
         )
 
 
@@ -157,6 +161,7 @@ def sketch(
             direction=direction,
             covariate_variance=None if control is None else control.variance,
             complex_linear=linearization.complex_linear,
+            inside=seen,
         )
         if progress is not None:
             progress(done, stopping.probes)

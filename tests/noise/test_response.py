@@ -154,6 +154,6 @@ def test_a_learned_filter_lowers_the_error_and_keeps_the_mean(smooth_maps: MapMa
             relative.append((found.sigma / truth - 1)[image.abs() > 5])
         errors.append(torch.stack(relative))
     single, learned = (float(one.square().mean().sqrt()) for one in errors)
-    assert learned < 0.85 * single
+    assert learned < 0.6 * single
     # 12 maps of some 700 voxels at 10 %: the mean is known to 0.2 %, the reference to 0.05 %
     assert abs(float(errors[1].mean())) < 0.01
