@@ -22,8 +22,8 @@ from voxelsigma.noise.sketch import Stopping, sketch
 from voxelsigma.noise.voxels import object_mask
 
 SIZE: Final = 96
-GROUPS: Final = 6
-REFERENCE: Final = 512
+GROUPS: Final = 4
+REFERENCE: Final = 384
 COUNTS: Final = (16, 64)
 CASES: Sequence[tuple[Kind, float]] = (
     *(("random_2d", r) for r in (1.1, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)),
