@@ -37,11 +37,16 @@ class Response:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Filter images, `(probes, y, x)` to the same shape; beyond the border they are 0."""
-        parts = torch.view_as_real(images)
-        total = torch.zeros_like(parts)
-        for weights, shifted in zip(self.weights, _shifted(parts, self.offsets, (0, 0)), strict=True):
-            total.addcmul_(shifted, weights.to(parts.dtype).unsqueeze(-1))
-        return torch.view_as_complex(total)
+        weights = self.weights.to(images.real.dtype)
+        filtered = []
+        # one probe at a time and its parts apart: that stays in the cache, and rows are contiguous
+        for image in images:
+            parts = torch.stack([image.real, image.imag])
+            total = torch.zeros_like(parts)
+            for weight, shifted in zip(weights, _shifted(parts, self.offsets), strict=True):
+                total.addcmul_(shifted, weight)
+            filtered.append(torch.complex(total[0], total[1]))
+        return torch.stack(filtered)
 
 
 def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Tensor) -> Response | None:
@@ -83,7 +88,7 @@ def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Te
     energy = avg_pool2d(turned.square().mean(dim=0)[None, None], 5, stride=1, padding=2)[0, 0]
     scale = energy.flatten()[chosen].clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()
     # seen: (probes, offsets, chosen)
-    shifted = _shifted(covariate, offsets, None)
+    shifted = _shifted(covariate, offsets)
     seen = torch.stack([(phase * part).real.flatten(1)[:, chosen] for part in shifted], dim=1)
     described = features[1:count].flatten(1)[:, chosen]
     normal, right = torch.zeros(()), torch.zeros(())
@@ -131,7 +136,7 @@ def filtered_variance(response: Response, sensitivities: Tensor, correlation: Te
     ).to(sensitivities.dtype)
     total = torch.zeros(sensitivities.shape[1:], dtype=torch.float64, device=sensitivities.device)
     for coil in sensitivities.conj():
-        parts = torch.stack([part[0] for part in _shifted(coil[None], response.offsets, None)])
+        parts = torch.stack([part[0] for part in _shifted(coil[None], response.offsets)])
         # weighted: (offsets, y, x)
         weighted = (response.weights.to(coil.real.dtype) * parts).flatten(1)
         energy = (weighted * (table.conj() @ weighted).conj()).real.sum(dim=0)
@@ -169,12 +174,12 @@ def _square(reach: int) -> tuple[tuple[int, int], ...]:
     return tuple((y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1))
 
 
-def _shifted(images: Tensor, offsets: Sequence[tuple[int, int]], after: tuple[int, int] | None) -> list[Tensor]:
-    """Images at i + δ for every δ, 0 beyond the border; `after` are axes behind y and x."""
+def _shifted(images: Tensor, offsets: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Images `(..., y, x)` at i + δ for every δ, 0 beyond the border."""
     reach = max(max(map(abs, offset)) for offset in offsets)
-    padded = pad(images, (*(after or ()), reach, reach, reach, reach))
-    rows, columns = images.shape[1:3]
-    return [padded[:, reach + y : reach + y + rows, reach + x : reach + x + columns] for y, x in offsets]
+    padded = pad(images, (reach, reach, reach, reach))
+    rows, columns = images.shape[-2:]
+    return [padded[..., reach + y : reach + y + rows, reach + x : reach + x + columns] for y, x in offsets]
 
 
 def _smooth(values: Tensor, size: int) -> Tensor:
