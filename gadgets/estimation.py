@@ -44,12 +44,12 @@ class VolumeEstimate:
     ----------
     magnitude, complex
         The two σ maps; the second is None for a real reconstruction.
-    relative_error, lower, upper, freedom
-        Of the magnitude map: relative standard error, 95 % interval, degrees of freedom (infinite if exact).
+    freedom
+        Degrees of freedom of the magnitude map, infinite where it is exact.
     ratio
         Noise against full sampling.
-    error, freedom_median, explained
-        Medians over the object: relative standard error, degrees of freedom, what the control variate explains.
+    freedom_median, explained
+        Medians over the object: degrees of freedom, what the control variate explains.
     probes
         Largest number of probes of a plane.
     estimator, precision
@@ -58,17 +58,36 @@ class VolumeEstimate:
 
     magnitude: Tensor
     complex: Tensor | None
-    relative_error: Tensor
-    lower: Tensor
-    upper: Tensor
     freedom: Tensor
     ratio: Tensor
-    error: float
     freedom_median: float
     explained: float
     probes: int
     estimator: str
     precision: str
+
+    @property
+    def error(self) -> float:
+        """Median over the object of the relative standard error."""
+        return (2 * self.freedom_median) ** -0.5
+
+    @property
+    def relative_error(self) -> Tensor:
+        """Relative standard error of the magnitude map."""
+        return self._magnitude_map().relative_error()
+
+    def interval(self) -> tuple[Tensor, Tensor]:
+        """95 % interval of the magnitude map, lower and upper."""
+        return self._magnitude_map().interval()
+
+    def _magnitude_map(self) -> SigmaMap:
+        return SigmaMap(
+            sigma=self.magnitude,
+            degrees_of_freedom=self.freedom,
+            kind="magnitude",
+            probes=self.probes,
+            explained=torch.zeros_like(self.magnitude),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +121,11 @@ class Estimator:
             objects.append(torch.stack([freedom[inside], magnitude.explained[inside]]))
         freedom_median, explained = torch.cat(objects, dim=1).median(dim=1).values.tolist()
         magnitudes = [maps["magnitude"] for maps in found]
-        intervals = [one.interval() for one in magnitudes]
         result = VolumeEstimate(
             magnitude=assemble(kspace, [one.sigma for one in magnitudes]),
             complex=assemble(kspace, [maps["complex"].sigma for maps in found]) if "complex" in found[0] else None,
-            relative_error=assemble(kspace, [one.relative_error() for one in magnitudes]),
-            lower=assemble(kspace, [low for low, _ in intervals]),
-            upper=assemble(kspace, [high for _, high in intervals]),
             freedom=assemble(kspace, [one.degrees_of_freedom for one in magnitudes]),
             ratio=assemble(kspace, ratios),
-            error=(2 * freedom_median) ** -0.5,
             freedom_median=freedom_median,
             explained=explained,
             probes=max(one.probes for one in magnitudes),
@@ -231,8 +245,11 @@ class Estimator:
 
         return report
 
-    def _reduced(self, whole: Linearization, plane: Plane, precisions: list[Precision]) -> Linearization:
+    def _in_its_precision(self, whole: Linearization, plane: Plane, precisions: list[Precision]) -> Linearization:
         """The linearization in the precision that the first plane of the volume showed to do."""
+        if self.properties.precision == "float32" or whole.complex_linear:
+            # stock torch would take less; a linear reconstruction has no convolutions to gain by that
+            return in_precision(whole, "float32", self.device)
         if precisions:
             return in_precision(whole, precisions[0].name, self.device)
         found, precision = reduced(whole, plane.probes(self.seed).block(0), chunk=self.properties.chunk)
@@ -249,8 +266,8 @@ class Estimator:
             with tensor_cores(False) if on_gpu else nullcontext():
                 whole = reconstruction.linearize(index)
             _tell(reconstruction.card.name, whole)
-            if on_gpu and self.properties.precision == "auto":
-                whole = self._reduced(whole, reconstruction.planes[index], precisions)
+            if on_gpu:
+                whole = self._in_its_precision(whole, reconstruction.planes[index], precisions)
 
         def push(tangents: Tensor) -> Tensor:
             with self.context.turns():

@@ -46,7 +46,7 @@ from voxelsigma.gadgets.reconstruction import (
     reconstruct_planes,
 )
 from voxelsigma.gadgets.sketch_properties import SketchProperties
-from voxelsigma.models.cards import ModelCard, available_cards, load_card
+from voxelsigma.models.cards import CARD_FOLDER, ModelCard, available_cards, load_card
 from voxelsigma.models.sense import SenseReconstruction
 from voxelsigma.noise.covariance import covariance_bias, covariance_error
 
@@ -149,19 +149,19 @@ class Sketch:
         """The card that an image names: shipped, or configured here; a card may name code, which no message may."""
         path = str(image.meta.get("voxelsigma_model_card", "")).encode("ascii", "replace").decode("unicode_escape")
         name = str(image.meta["voxelsigma_model"])
-        card = load_card(self.properties.model if path or name not in available_cards() else name)
-        if (path or name in available_cards()) and (not path or card.path.absolute() == Path(path).absolute()):
-            stated = str(image.meta.get("voxelsigma_model_sha256") or "")
-            if stated != card.sha256:
-                raise ValueError(
-                    f"sketch: an image was made by {name!r} with weights of sha256 {stated or 'none'}, the card "
-                    f"{card.path} has {card.sha256 or 'none'}; both gadgets must use the same model"
-                )
-            return card
-        raise ValueError(
-            f"sketch: an image was made by the model card {path or name!r}, which is not shipped; property 'model' "
-            f"must name it here too, got {self.properties.model!r}"
-        )
+        card = load_card(name if not path and name in available_cards() else self.properties.model)
+        if card.path.absolute() != (Path(path) if path else CARD_FOLDER / f"{name}.yaml").absolute():
+            raise ValueError(
+                f"sketch: an image was made by the model card {path or name!r}, which is not shipped; property 'model' "
+                f"must name it here too, got {self.properties.model!r}"
+            )
+        stated = str(image.meta.get("voxelsigma_model_sha256") or "")
+        if stated != card.sha256:
+            raise ValueError(
+                f"sketch: an image was made by {name!r} with weights of sha256 {stated or 'none'}, the card "
+                f"{card.path} has {card.sha256 or 'none'}; both gadgets must use the same model"
+            )
+        return card
 
     def _maps(self, reconstruction: Reconstruction, numbers: SeriesNumbers, stop: Stop) -> Iterator[Image]:
         kspace = reconstruction.planes[0].item
@@ -240,12 +240,15 @@ def _values(name: str, result: VolumeEstimate, reconstruction: Reconstruction, b
         image = assemble(reconstruction.planes[0].item, reconstruction.values).abs().to(sigma.device)
         # next to nothing over next to nothing, where no coil sees anything, is no SNR
         return torch.where(result.ratio > 0, image / sigma.clamp_min(1e-30), 0)
+    if name == "complex":
+        assert result.complex is not None
+        return result.complex * bias
+    if name in ("lower", "upper"):
+        return result.interval()[name == "upper"] * bias
     made = {
         "magnitude": sigma,
         "error": sigma * result.relative_error,
-        "lower": result.lower * bias,
-        "upper": result.upper * bias,
         "freedom": torch.where(result.freedom.isfinite(), result.freedom, 0),
         "gfactor": result.ratio,
     }
-    return made[name] if result.complex is None else {**made, "complex": result.complex * bias}[name]
+    return made[name]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelsigma.models.encoding import SenseEncoding
+from voxelsigma.models.scale import divided, root_mean_square
 
 
 class ResidualBlock(nn.Module):
@@ -84,20 +85,12 @@ class Unrolled(nn.Module):
         encoding = SenseEncoding(sensitivities, mask)
         zero_filled = encoding.adjoint(kspace)
         batched = zero_filled if zero_filled.dim() == 3 else zero_filled.unsqueeze(0)
-        scale = _root_mean_square(batched)
+        scale = root_mean_square(batched)
         # an empty image stays empty: f(0) = 0, as homogeneity has it
-        images = batched / torch.where(scale > 0, scale, 1)
+        images = divided(batched, scale)
         # the data term of the gradient does not change between steps
         target = images
         for step_size, network in zip(self.step_sizes, self.networks, strict=True):
             gradient = encoding.adjoint(encoding.forward(images)) - target
             images = images - step_size * gradient + network(images)
         return (images * scale).reshape(zero_filled.shape)
-
-
-def _root_mean_square(images: Tensor) -> Tensor:
-    """Root mean square of each image of a batch, `(batch, y, x)` to `(batch, 1, 1)`."""
-    power = torch.view_as_real(images).square().sum(dim=-1).mean(dim=(-2, -1), keepdim=True)
-    # the root of 0 has no finite derivative: keep it out of the graph
-    root = torch.where(power > 0, power, torch.ones_like(power)).sqrt()
-    return torch.where(power > 0, root, torch.zeros_like(root))

@@ -16,7 +16,7 @@ from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.sigma import SigmaMap, root_bias
 from voxelsigma.noise.sketch import Covariate, Stopping, sketch
-from voxelsigma.noise.voxels import object_mask
+from voxelsigma.noise.voxels import neighbourhood_mean, object_mask
 
 PILOT_SKETCH: Final = 4
 """Sketch probes that decide, against the first block of image probes, which estimator goes on."""
@@ -262,7 +262,7 @@ def variance_map(sums: ProbeSums, probing: Probing) -> SigmaMap:
     count, alive = sums.count, probing.uncoupled > 0
     mean = sums.first / count
     spread = sums.second / count - mean.unsqueeze(0) * mean.unsqueeze(1)
-    pooled = _box(spread)
+    pooled = neighbourhood_mean(spread, NEIGHBOURHOOD)
     deviation, shift = pooled[0, 0], torch.zeros_like(mean[0])
     controls = len(probing.means)
     if controls:
@@ -271,8 +271,8 @@ def variance_map(sums: ProbeSums, probing: Probing) -> SigmaMap:
         shift = (gain * (mean[1:] - probing.means)).sum(dim=0)
     estimate = mean[0] - shift
     variance = torch.where(alive, torch.maximum(estimate, FLOOR * probing.uncoupled), 0)
-    voxels = _box(alive.double())
-    around = _box(variance) / voxels.clamp_min(1e-9)
+    voxels = neighbourhood_mean(alive.double(), NEIGHBOURHOOD)
+    around = neighbourhood_mean(variance, NEIGHBOURHOOD) / voxels.clamp_min(1e-9)
     # one mean a voxel and the coefficients of a neighbourhood are fitted
     freedom = (count - 1) / count - controls / (count * NEIGHBOURHOOD**2)
     single = deviation.clamp_min(0) / voxels.clamp_min(1e-9) / freedom
@@ -361,10 +361,3 @@ def _solve_small(matrices: Tensor, right: Tensor) -> Tensor:
     system = unit.permute(2, 3, 0, 1) + ridge + torch.diag_embed((~usable).to(unit.dtype).permute(1, 2, 0))
     solved = torch.linalg.solve(system, (right * inverse).permute(1, 2, 0).unsqueeze(-1)).squeeze(-1)
     return solved.permute(2, 0, 1) * inverse
-
-
-def _box(values: Tensor) -> Tensor:
-    """Mean over a neighbourhood in the last two axes, zeros beyond the border counted."""
-    flat = values.reshape(-1, 1, *values.shape[-2:])
-    half = NEIGHBOURHOOD // 2
-    return torch.nn.functional.avg_pool2d(flat, NEIGHBOURHOOD, stride=1, padding=half).reshape(values.shape)

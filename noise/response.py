@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from voxelsigma.noise.voxels import object_mask
+from voxelsigma.noise.voxels import neighbourhood_mean, object_mask
 
 REACH: Final = 3
 """Voxels to either side that the filter sees: 7 × 7."""
@@ -39,14 +39,14 @@ class Response:
         """Filter images, `(probes, y, x)` to the same shape; beyond the border they are 0."""
         weights = self.weights.to(images.real.dtype)
         filtered = []
-        # one probe at a time and its parts apart: that stays in the cache, and rows are contiguous
-        for image in images:
-            parts = torch.stack([image.real, image.imag])
+        # parts lie apart, so that rows are contiguous; one probe at a time stays in a CPU's cache
+        for part in images.split(len(images) if images.is_cuda else 1):
+            parts = torch.stack([part.real, part.imag])
             total = torch.zeros_like(parts)
             for weight, shifted in zip(weights, _shifted(parts, self.offsets), strict=True):
                 total.addcmul_(shifted, weight)
             filtered.append(torch.complex(total[0], total[1]))
-        return torch.stack(filtered)
+        return torch.cat(filtered)
 
 
 def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Tensor) -> Response | None:
@@ -85,7 +85,7 @@ def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Te
         return None
     phase = direction.conj().to(covariate.dtype)
     turned = (phase * pushed).real
-    energy = avg_pool2d(turned.square().mean(dim=0)[None, None], 5, stride=1, padding=2)[0, 0]
+    energy = neighbourhood_mean(turned.square().mean(dim=0), 5)
     scale = energy.flatten()[chosen].clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()
     # seen: (probes, offsets, chosen)
     shifted = _shifted(covariate, offsets)
@@ -135,10 +135,10 @@ def filtered_variance(response: Response, sensitivities: Tensor, correlation: Te
         ]
     ).to(sensitivities.dtype)
     total = torch.zeros(sensitivities.shape[1:], dtype=torch.float64, device=sensitivities.device)
+    weights = response.weights.to(sensitivities.real.dtype)
     for coil in sensitivities.conj():
-        parts = torch.stack([part[0] for part in _shifted(coil[None], response.offsets)])
-        # weighted: (offsets, y, x)
-        weighted = (response.weights.to(coil.real.dtype) * parts).flatten(1)
+        # weighted: (offsets, voxels)
+        weighted = (weights * torch.stack(_shifted(coil, response.offsets))).flatten(1)
         energy = (weighted * (table.conj() @ weighted).conj()).real.sum(dim=0)
         total += energy.double().reshape(total.shape)
     return total.clamp_min(0)

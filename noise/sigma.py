@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.moments import Moments, projected
+from voxelsigma.noise.voxels import neighbourhood_mean
 
 MapKind: TypeAlias = Literal["magnitude", "complex"]
 
@@ -248,7 +249,7 @@ def _regress_complex(sums: Moments, *, complex_linear: bool) -> tuple[Tensor, Te
 
 def _pooled_explained(explained: Tensor, total: Tensor, chance: float) -> Tensor:
     """Explained part of the energy, pooled over a neighbourhood of 5 × 5 voxels, less what chance explains."""
-    pooled = _divide(_box(explained), _box(total))
+    pooled = _divide(neighbourhood_mean(explained, 5), neighbourhood_mean(total, 5))
     return ((pooled - chance) / max(1 - chance, 1e-6)).clamp(0, 1)
 
 
@@ -260,15 +261,9 @@ def _shrinkage(explained: Tensor, observations: float) -> Tensor:
 
 
 def _among(kind: Tensor, values: Tensor, size: int) -> Tensor:
-    """As `_box`, of neighbours of the same kind as the voxel."""
-    return torch.where(kind, _box(values * kind, size), _box(values * ~kind, size))
-
-
-def _box(values: Tensor, size: int = 5) -> Tensor:
-    """Sum over size × size neighbours in the last two axes, by their number; fewer at the border, none beyond it."""
-    flat = values.reshape(-1, 1, *values.shape[-2:])
-    # average pooling with padding counted: the common factor cancels in every quotient
-    return torch.nn.functional.avg_pool2d(flat, size, stride=1, padding=size // 2).reshape(values.shape)
+    """Sum over size × size neighbours of the same kind as the voxel, by the number of all."""
+    alike, others = (neighbourhood_mean(values * chosen, size) for chosen in (kind, ~kind))
+    return torch.where(kind, alike, others)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

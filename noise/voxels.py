@@ -19,3 +19,9 @@ def object_mask(image: Tensor, threshold: float = 0.1) -> Tensor:
     rank = max(1, round(0.99 * magnitude.numel()))
     bright = magnitude.kthvalue(rank).values
     return image.abs() >= threshold * bright
+
+
+def neighbourhood_mean(values: Tensor, size: int) -> Tensor:
+    """Mean over size × size neighbours in the last two axes, zeros beyond the border counted, `(..., y, x)`."""
+    flat = values.reshape(-1, 1, *values.shape[-2:])
+    return torch.nn.functional.avg_pool2d(flat, size, stride=1, padding=size // 2).reshape(values.shape)

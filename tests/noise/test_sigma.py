@@ -172,7 +172,7 @@ def test_stated_error_is_the_error_with_a_covariate(kind: MapKind, correlation: 
     plain = sigma_map(moments(u, None), kind, direction=direction)
     measured, stated = rms_error(result.sigma, truth), float(result.relative_error().median())
     # 4096 voxels give the measured error to 1.1 %; the rest is the approximation of ν at 64 probes
-    assert measured == pytest.approx(stated, rel=0.12)
+    assert measured == pytest.approx(stated, rel=0.08)
     gain = math.sqrt(1 - correlation**4)
     if kind == "complex":
         assert measured == pytest.approx(gain * rms_error(plain.sigma, truth), rel=0.08)
