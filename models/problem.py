@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from voxelsigma.models.fourier import ifft_centred
+from voxelsigma.models.fourier import centred_combination
 from voxelsigma.models.grid import (
     Window,
     acquired_window,
@@ -109,12 +109,15 @@ class PlaneProblem:
             for window, size, part in zip(windows, self.size, self.field_of_view, strict=True)
         )
         plain = self.output_matrices(windows) == (None, None)
+        conjugated = sensitivities.conj().resolve_conj()
+        combine = centred_combination(conjugated) if plain else None
 
         def push(probes: Tensor) -> Tensor:
             samples = windows[1].crop(windows[0].crop(probes, -2), -1)
-            coil_images = ifft_centred(samples) if plain else apply_axes((rows, columns), samples)
+            if combine is not None:
+                return combine(samples)
             # coil images: (probes, coils, y, x) -> (probes, y, x)
-            return (sensitivities.conj() * coil_images).sum(dim=-3)
+            return (conjugated * apply_axes((rows, columns), samples)).sum(dim=-3)
 
         cropped = windows[1].crop(windows[0].crop(self.variance, -2), -1)
         carried = (rows[0] != 0).unsqueeze(1) & (columns[0] != 0)

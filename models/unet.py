@@ -133,7 +133,8 @@ class ImageUNet(nn.Module):
         scale = root_mean_square(batched)
         # images: (batch, y, x) complex -> (batch, 2, y, x) real
         channels = torch.view_as_real(divided(batched, scale)).movedim(-1, 1)
-        features = padded_apply(self.unet, channels, 2**self.unet.levels)
+        # autocast may have left less than the image's precision, of which there are no complex numbers
+        features = padded_apply(self.unet, channels, 2**self.unet.levels).to(channels.dtype)
         images = torch.complex(features[:, 0], features[:, 1]) * scale
         if self.residual:
             images = images + batched

@@ -32,8 +32,9 @@ class ResidualNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Complex images `(batch, y, x)`, same shape out."""
         # images: (batch, y, x) complex -> (batch, 2, y, x) real
-        features = torch.view_as_real(images).movedim(-1, -3)
-        features = self.leave(self.blocks(torch.relu(self.enter(features))))
+        channels = torch.view_as_real(images).movedim(-1, -3)
+        # autocast may have left less than the image's precision, of which there are no complex numbers
+        features = self.leave(self.blocks(torch.relu(self.enter(channels)))).to(channels.dtype)
         # features: (batch, 2, y, x) real -> (batch, y, x) complex
         return torch.complex(features[..., 0, :, :], features[..., 1, :, :])
 

@@ -12,6 +12,7 @@ from voxelsigma.noise.tape_call import Rule
 from voxelsigma.noise.tape_entries import Entry, Record
 from voxelsigma.noise.tape_evaluate import record
 from voxelsigma.noise.tape_lowering import prepared, raised
+from voxelsigma.noise.tape_shifts import without_shifts
 
 NOBODYS = -1
 
@@ -112,7 +113,10 @@ def make_tape(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tape
         value, found, result = record(function, point, copying=True)
     if found.failure is not None:
         return None, found
-    steps = () if result is None else replay_plan(found.entries, result)
+    steps: tuple[Step, ...] = ()
+    if result is not None:
+        result = without_shifts(found, result)
+        steps = replay_plan(found.entries, result)
     used = dict.fromkeys(f"{step.name} in {step.place}" for step in steps if step.rule.fallback)
     return Tape(value, steps, result, tuple(used), _peak(steps, found.sizes)), found
 

@@ -16,6 +16,30 @@ The second argument says which tangents nobody needs afterwards: they may be ove
 """
 
 
+Shift: TypeAlias = tuple[tuple[int, int, int], ...]
+"""A cyclic shift of an image: axis counted from the end, places to go forward, length of the axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A product with a constant.
+
+    Parameters
+    ----------
+    factor
+        The constant, broadcastable to `shape`.
+    before
+        Shape of the value that is multiplied.
+    shape, dtype
+        Of the product.
+    """
+
+    factor: Tensor
+    before: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How one operation pushes tangents.
@@ -32,6 +56,12 @@ class Rule:
         How many of the differentiable outputs get a tangent, from the first; None for all.
     lowering
         What a replay with lowered convolutions does here.
+    shift
+        The cyclic shift that the operation is, if it is one.
+    scale
+        The product with a constant that the operation is, if it is one.
+    sums
+        Axes, counted from the end, over which it sums or averages, if that is what it does.
     """
 
     push: Push
@@ -39,6 +69,9 @@ class Rule:
     fallback: bool = False
     supplies: int | None = None
     lowering: Lowering = "exact"
+    shift: Shift | None = None
+    scale: Scale | None = None
+    sums: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +207,11 @@ class Factor:
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor.detach().resolve_conj().resolve_neg()
         self._lowered: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The constant."""
+        return self._tensor
 
     def beside(self, tangent: Tensor) -> Tensor:
         """The constant, for a tangent `(probes, *shape)`, broadcastable to it."""

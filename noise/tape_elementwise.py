@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxelsigma.noise.tape_call import Call, Factor, Rule, lift, writable
+from voxelsigma.noise.tape_call import Call, Factor, Rule, Scale, lift, writable
 from voxelsigma.noise.tape_lowering import is_lowered
 from voxelsigma.noise.tape_rules import rule, scaled
 
@@ -50,7 +50,10 @@ def _mul(call: Call) -> Rule:
             first = first.add_(scaled(tangents[1], factors[1], free[1], shape, dtype))
         return first
 
-    return Rule(push)
+    if len(factors) > 1:
+        return Rule(push)
+    before = tuple(call.dependents[0].primal.shape)
+    return Rule(push, scale=Scale(factors[0].tensor, before, tuple(shape), dtype))
 
 
 @rule("div")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from voxelsigma.noise.tape_call import Call, Rule, invoke, lift
+from voxelsigma.noise.tape_call import Call, Rule, Shift, invoke, lift
 from voxelsigma.noise.tape_lowering import is_lowered
 from voxelsigma.noise.tape_rules import linear_in, rule
 
@@ -34,7 +34,8 @@ def _along_axes(call: Call) -> Rule:
         size = tuple(call.outputs[0].shape)
         return Rule(lambda tangents, free: tangents[0].reshape(tangents[0].shape[0], *size), view=True)
     bare = call.without_primals()
-    return Rule(lambda tangents, free: bare.run(tangents, **changed), view=True)
+    shift = _shift(call) if call.func.overloadpacket is torch.ops.aten.roll else None
+    return Rule(lambda tangents, free: bare.run(tangents, **changed), view=True, shift=shift)
 
 
 @rule("sum", "mean")
@@ -47,7 +48,8 @@ def _reduction(call: Call) -> Rule:
     changed: dict[str, Any] = {"dim": _shifted(list(axes) if axes else list(range(ndim)))}
     function = torch.ops.aten.sum.dim_IntList if "sum" in str(call.func) else torch.ops.aten.mean.dim
     arguments = {"keepdim": False, "dtype": call.arguments.get("dtype")} | call.without_primals().arguments | changed
-    return Rule(lambda tangents, free: invoke(function, arguments | {"self": tangents[0]}))
+    sums = tuple(axis - 1 - ndim if axis > 0 else axis for axis in changed["dim"])
+    return Rule(lambda tangents, free: invoke(function, arguments | {"self": tangents[0]}), sums=sums)
 
 
 @rule("view", "_unsafe_view", "reshape", "expand", "view_copy", "_reshape_alias")
@@ -182,6 +184,13 @@ def chosen(call: Call) -> Rule:
         return chosen.squeeze(axis) if reduced else chosen
 
     return Rule(push)
+
+
+def _shift(call: Call) -> Shift:
+    """The cyclic shift that a call of `roll` along some axes makes."""
+    shape = call.dependents[0].primal.shape
+    axes = [axis if axis < 0 else axis - len(shape) for axis in call.arguments["dims"]]
+    return tuple((axis, places, shape[axis]) for axis, places in zip(axes, call.arguments["shifts"], strict=True))
 
 
 def _shifted(axes: Any) -> Any:

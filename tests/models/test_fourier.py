@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from voxelsigma.models.fourier import fft_centred, ifft_centred
+from voxelsigma.models.fourier import centred_combination, fft_centred, ifft_centred
 from voxelsigma.noise import fourier as on_arrays
 
 sizes = st.integers(1, 9)
@@ -56,3 +56,13 @@ def test_origin_is_at_half_the_size() -> None:
         image = torch.zeros(size, dtype=torch.complex128)
         image[size // 2] = 1
         torch.testing.assert_close(fft_centred(image, [-1]), torch.full_like(image, size**-0.5))
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=sizes, columns=sizes, seed=seeds)
+def test_combination_without_shifts_is_that_with_them(rows: int, columns: int, seed: int) -> None:
+    factors, kspace = array((3, rows, columns), seed), array((2, 3, rows, columns), seed + 1)
+    given_kspace = kspace.clone()
+    expected = (factors * ifft_centred(kspace)).sum(dim=-3)
+    torch.testing.assert_close(centred_combination(factors)(kspace), expected)
+    assert torch.equal(kspace, given_kspace)
