@@ -44,23 +44,24 @@ def conjugate_gradients(
     ValueError
         If the limit is reached first: the system is singular or nearly so; or if values are not finite.
     """
-    solution = torch.zeros_like(right_side)
-    residual = right_side
-    direction = residual
-    energy = _energy(residual)
+    solution, residual = torch.zeros_like(right_side), right_side.clone(memory_format=torch.contiguous_format)
+    direction = residual.clone()
+    # updated in place, as rows of real numbers: (..., 2yx)
+    solved, left, along = (_numbers(tensor) for tensor in (solution, residual, direction))
+    energy = torch.linalg.vecdot(left, left).unsqueeze(-1)
     target = tolerance**2 * energy
     for _ in range(max_iterations if iterations is None else iterations):
         if bool((energy <= target).all()):
             return solution
-        mapped = operator(direction)
-        curvature = _inner(direction, mapped)
+        mapped = _numbers(operator(direction))
+        curvature = torch.linalg.vecdot(along, mapped).unsqueeze(-1)
         active = (energy > target) & (curvature > 0)
         step = torch.where(active, energy / torch.where(active, curvature, 1), 0)
-        solution = solution + step * direction
-        residual = residual - step * mapped
-        renewed = _energy(residual)
+        solved.addcmul_(step, along)
+        left.addcmul_(step, mapped, value=-1)
+        renewed = torch.linalg.vecdot(left, left).unsqueeze(-1)
         turn = torch.where(active, renewed / torch.where(active, energy, 1), 0)
-        direction = residual + turn * direction
+        along.mul_(turn).add_(left)
         energy = renewed
     if iterations is not None or bool((energy <= target).all()):
         return solution
@@ -74,11 +75,6 @@ def conjugate_gradients(
     )
 
 
-def _energy(tensor: Tensor) -> Tensor:
-    """Squared norm of each system, `(..., y, x)` to `(..., 1, 1)`, real."""
-    return torch.view_as_real(tensor).square().sum(dim=-1).sum(dim=(-2, -1), keepdim=True)
-
-
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Real part of the inner product of each system, `(..., y, x)` to `(..., 1, 1)`."""
-    return (torch.view_as_real(left) * torch.view_as_real(right)).sum(dim=-1).sum(dim=(-2, -1), keepdim=True)
+def _numbers(images: Tensor) -> Tensor:
+    """Complex images as rows of real numbers, `(..., y, x)` to `(..., 2yx)`; in the same memory if that is in order."""
+    return torch.view_as_real(images).flatten(-3)

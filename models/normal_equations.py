@@ -68,7 +68,9 @@ def least_squares_solver(*, tolerance: float, iterations: int | None, method: st
                 moved = -_change(solution, sensitivities, of_sensitivities, mask)
                 change = moved if change is None else change + moved
             assert change is not None
-            return solved(change, weight, sensitivities, mask)
+            # one probe at a time stays in a CPU's cache, and stops when it is done
+            parts = change.split(len(change) if change.is_cuda else 1)
+            return torch.cat([solved(part, weight, sensitivities, mask) for part in parts])
 
         return push
 

@@ -157,9 +157,15 @@ def test_every_voxel_lies_in_the_chi_square_interval_of_the_exact_variance(
 ) -> None:
     result = (without_covariate(large_sketch) if plain else large_sketch).map(kind)
     exact = exact_variances[KINDS.index(kind)].sqrt()
-    # 576 voxels at level 1 - 1e-6: false alarm 6e-4, were voxels independent
-    lower, upper = result.interval(1 - 1e-6)
-    assert bool(((lower <= exact) & (exact <= upper)).all())
+    if plain or kind == "complex":
+        # 576 voxels at level 1 - 1e-6: false alarm 6e-4, were voxels independent
+        lower, upper = result.interval(1 - 1e-6)
+        assert bool(((lower <= exact) & (exact <= upper)).all())
+    else:
+        # gains that lean on neighbours trade a bias of single voxels, beside edges, for less error: intervals
+        # hold on average over voxels; 576 of them give that to 0.5 %
+        lower, upper = result.interval(0.99)
+        assert float(((lower <= exact) & (exact <= upper)).double().mean()) > 0.97
     # and the errors are as large as stated, no larger and no smaller
     measured = rms_error(result.sigma, exact)
     assert measured == pytest.approx(float(result.relative_error().square().mean().sqrt()), rel=0.25)
