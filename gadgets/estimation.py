@@ -25,7 +25,7 @@ from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.pico import estimate_linear
 from voxelsigma.noise.precision import Precision, in_precision, reduced
 from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map
-from voxelsigma.noise.sketch import Stopping, sketch
+from voxelsigma.noise.sketch import Covariate, Stopping, sketch
 from voxelsigma.noise.tensor_cores import tensor_cores
 from voxelsigma.noise.voxels import object_mask
 
@@ -196,7 +196,7 @@ class Estimator:
             replace(probing, samples=taking_turns),
             source,
             self._stopping(),
-            covariate=plane.problem.covariate() if self.properties.control_variate else None,
+            covariate=self._covariate(plane, reconstruction.values[index]),
             estimator="pico" if self.properties.estimator == "pico" else "auto",
             chunk=self.properties.chunk,
             progress=self._reporting(reconstruction, index, stop),
@@ -218,7 +218,7 @@ class Estimator:
             linearization,
             plane.probes(self.seed),
             self._stopping(),
-            covariate=plane.problem.covariate() if self.properties.control_variate else None,
+            covariate=self._covariate(plane, linearization.value),
             chunk=self.properties.chunk,
             keep=None if kept is None else kept.plane(index, complex_linear=linearization.complex_linear),
             progress=self._reporting(reconstruction, index, stop),
@@ -227,6 +227,11 @@ class Estimator:
         if linearization.value.is_complex():
             maps["complex"] = found.map("complex")
         return maps, self._sketch_name()
+
+    def _covariate(self, plane: Plane, image: Tensor) -> Covariate | None:
+        if not self.properties.control_variate:
+            return None
+        return plane.problem.covariate(None if image.is_complex() else plane.kspace)
 
     def _sketch_name(self) -> str:
         return "sketch with control variate" if self.properties.control_variate else "sketch"

@@ -18,6 +18,7 @@ from voxelsigma.models.grid import (
 from voxelsigma.noise.covariate import coil_correlation, zero_filled_variance
 from voxelsigma.noise.response import filtered_variance
 from voxelsigma.noise.sketch import Covariate
+from voxelsigma.noise.voxels import phase_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +100,23 @@ class PlaneProblem:
         )
         return rows, columns
 
-    def covariate(self) -> Covariate:
-        """The zero-filled image on the wanted grid, and its closed-form variance."""
+    def covariate(self, kspace: Tensor | None = None) -> Covariate:
+        r"""The zero-filled image on the wanted grid, and its closed-form variance.
+
+        Parameters
+        ----------
+        kspace
+            For a reconstruction without a phase of its own: measured data, shape `(coils, k1, k0)`. The covariate is then
+            turned by the phase of their zero-filled image, :math:`e^{-i\phi} w`, so that its real part is in phase.
+        """
+        maps = self.sensitivities_on(self.size, self.field_of_view)
+        if kspace is None:
+            return self._zero_filled(maps)
+        phase = phase_factor(self._zero_filled(maps).push(kspace.unsqueeze(0))[0])
+        return self._zero_filled(maps * phase.to(maps.dtype))
+
+    def _zero_filled(self, sensitivities: Tensor) -> Covariate:
         windows = self.windows(symmetric=True)
-        sensitivities = self.sensitivities_on(self.size, self.field_of_view)
         device = self.variance.device
         rows, columns = (
             kspace_matrix(window, size, part).to(device, sensitivities.dtype)

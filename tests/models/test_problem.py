@@ -1,6 +1,7 @@
 """One plane to reconstruct: accelerations, weights, coil maps on other grids, the covariate."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor
 from voxelsigma.models.encoding import SenseEncoding
 from voxelsigma.models.grid import Window
 from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.probes import ProbeSource
+from voxelsigma.noise.sketch import Stopping, sketch
 
 MapMaker = Callable[[int, int, int], Tensor]
 Normal = Callable[..., Tensor]
@@ -217,3 +220,22 @@ def test_covariate_on_a_finer_grid_is_the_combination_of_interpolated_coil_image
     # the window is the whole axis, also of partial Fourier: intensities are those of an image model on it
     expected = operator.adjoint(padded) * (rows / 14 * columns / 12) ** 0.5
     torch.testing.assert_close(problem.covariate().push(kspace), expected)
+
+
+@pytest.mark.parametrize("name", ["own grid", "finer grid"])
+def test_covariate_of_a_real_reconstruction_is_in_phase_with_its_zero_filled_image(
+    smooth_maps: MapMaker, complex_normal: Normal, name: str
+) -> None:
+    problem = scan(smooth_maps, name)
+    kspace = complex_normal(COILS, 14, 12, seed=7) * (problem.weights > 0)
+    plain = problem.covariate()
+    linearization = linearize(lambda measured: plain.push(measured.unsqueeze(0))[0].abs(), kspace)
+    probes = ProbeSource(variance=problem.variance, coils=COILS, seed=8, dtype=torch.complex128)
+    turned = problem.covariate(kspace)
+    torch.testing.assert_close(turned.variance, plain.variance)
+    torch.testing.assert_close(turned.push(probes.block(0)).real, linearization.push(probes.block(0)))
+    # the covariate explains everything, so that few probes give the closed form
+    explained = sketch(
+        linearization, probes, Stopping(probes=8), covariate=replace(turned, filtered_variance=None)
+    ).map()
+    torch.testing.assert_close(explained.sigma, (turned.variance / 2).sqrt(), rtol=1e-3, atol=0)
