@@ -238,8 +238,8 @@ def _values(name: str, result: VolumeEstimate, reconstruction: Reconstruction, b
     sigma = result.magnitude * bias
     if name == "snr":
         image = assemble(reconstruction.planes[0].item, reconstruction.values).abs().to(sigma.device)
-        # next to nothing over next to nothing, where no coil sees anything, is no SNR; a model with sensitivities of its
-        # own sees further than those that were estimated here
+        # next to nothing over next to nothing, where no coil sees anything, is no SNR; a model with sensitivities of
+        # its own sees further than those that were estimated here
         seen = sigma if reconstruction.card.estimates_sensitivities else result.ratio
         return torch.where(seen > 0, image / sigma.clamp_min(1e-30), 0)
     if name == "complex":

@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from voxelsigma.models.figures import Figures, checked_figures
 from voxelsigma.models.grid import Window
 from voxelsigma.models.imported import PREFIX, build, check_name
 from voxelsigma.models.modl import Modl
@@ -40,6 +41,7 @@ _KEYS = {
     "fit_for": dict,
     "trained_on": str,
     "evaluation": str,
+    "figures": list,
     "licence": str,
 }
 _REQUIRED = ("name", "architecture", "fit_for", "licence")
@@ -91,6 +93,10 @@ class ModelCard:
         Number of image dimensions it sees at a time.
     estimates_sensitivities
         Whether the model estimates sensitivities of its own, so that none are held fixed.
+    figures
+        What was measured of it on held-out scans, if anything.
+    licence
+        Of the weights.
     """
 
     path: Path
@@ -103,6 +109,8 @@ class ModelCard:
     coils: tuple[int, int]
     dimension: int
     estimates_sensitivities: bool = False
+    figures: tuple[Figures, ...] = ()
+    licence: str = ""
 
     def unfit(self, *, acceleration: float, coils: int, dimension: int) -> str:
         """What the data ask beyond what the model is fit for, in words; empty if nothing."""
@@ -227,6 +235,8 @@ def _checked(path: Path, content: Any) -> ModelCard:
         weights=_weights_path(path, content["weights"]) if with_weights else None,
         sha256=content.get("sha256", ""),
         estimates_sensitivities=_estimates(path, content),
+        figures=checked_figures(path, content.get("figures", [])),
+        licence=content["licence"],
         **fit,
     )
 

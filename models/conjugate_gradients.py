@@ -44,8 +44,8 @@ def conjugate_gradients(
     ValueError
         If the limit is reached first: the system is singular or nearly so; or if values are not finite.
     """
-    solution, residual = torch.zeros_like(right_side), right_side.clone(memory_format=torch.contiguous_format)
-    direction = residual.clone()
+    residual = right_side.clone(memory_format=torch.contiguous_format)
+    solution, direction = torch.zeros_like(residual), residual.clone()
     # updated in place, as rows of real numbers: (..., 2yx)
     solved, left, along = (_numbers(tensor) for tensor in (solution, residual, direction))
     energy = torch.linalg.vecdot(left, left).unsqueeze(-1)

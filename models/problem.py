@@ -106,8 +106,8 @@ class PlaneProblem:
         Parameters
         ----------
         kspace
-            For a reconstruction without a phase of its own: measured data, shape `(coils, k1, k0)`. The covariate is then
-            turned by the phase of their zero-filled image, :math:`e^{-i\phi} w`, so that its real part is in phase.
+            For a reconstruction without a phase of its own: measured data, shape `(coils, k1, k0)`. The covariate is
+            then turned by the phase of their zero-filled image, :math:`e^{-i\phi} w`: its real part is in phase.
         """
         maps = self.sensitivities_on(self.size, self.field_of_view)
         if kspace is None:

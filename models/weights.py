@@ -118,14 +118,18 @@ def _safe(path: Path, content: bytes) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
 
 
-def _unpickled(path: Path, content: bytes) -> dict[str, Tensor]:
+def check_safe_pickles(path: Path) -> None:
+    """Refuse to read a pickle with a torch whose `weights_only` lets code run (CVE-2025-32434)."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < _SAFE_SINCE:
-        # CVE-2025-32434
         raise ValueError(
             f"{path}: torch {torch.__version__} cannot read a pickle safely; install torch>=2.6, or convert the file "
             "to .safetensors"
         )
+
+
+def _unpickled(path: Path, content: bytes) -> dict[str, Tensor]:
+    check_safe_pickles(path)
     try:
         with warnings.catch_warnings():
             # of a protocol that its reader may not know: then it says so

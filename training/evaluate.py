@@ -1,195 +1,252 @@
-"""Compare a trained network with the linear reconstruction on held-out heads.
+"""Compare trained networks with linear reconstructions on held-out heads, and sketched σ with repetitions."""
 
-``python -m voxelsigma.training.evaluate --data FOLDER --card CARD.yaml``
-"""
-
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from rich.console import Console
 
-from voxelsigma.models.conjugate_gradients import conjugate_gradients
-from voxelsigma.models.encoding import SenseEncoding
-from voxelsigma.training.card import load_unrolled, record
-from voxelsigma.training.examples import Example, ExampleSettings, collate, draw_example
+from voxelsigma.models.cards import ModelCard, load_card, load_model
+from voxelsigma.models.figures import merged_figures
+from voxelsigma.models.network import Network
+from voxelsigma.training.agreement import Agreement, agreement
+from voxelsigma.training.card import record
+from voxelsigma.training.compare import applied, baselines, compared, median_sigma, scores
+from voxelsigma.training.examples import Example
+from voxelsigma.training.held_out import (
+    HELD_OUT,
+    MATRIX,
+    SNR,
+    Setting,
+    held_out_scans,
+    held_out_slices,
+    settings,
+)
+from voxelsigma.training.report import (
+    Result,
+    agreement_grid,
+    agreement_text,
+    figures,
+    grids,
+    method_text,
+    scans_text,
+    summary,
+)
+from voxelsigma.training.tables import Grid, check_markers, join, replace_between, terminal_table, width_of
 from voxelsigma.training.volumes import Volume, load_volumes
 
-HELD_OUT = ("head_07", "head_09")
-REGULARIZATIONS = tuple(float(value) for value in np.logspace(-2.5, 0.5, 13))
+__all__ = ["HELD_OUT", "EvaluateOptions", "agree", "evaluate", "held_out_scans", "run"]
 
-_SCANS = ExampleSettings(matrix=(192, 192), coils=(8, 8), many_coils_share=0.0, snr=(20, 20), centre=24)
-_SAMPLED: Mapping[str, ExampleSettings] = {
-    "2D random R=6": replace(_SCANS, kinds=("random_2d",), acceleration=(6, 6)),
-    "1D random R=4": replace(_SCANS, kinds=("random_1d",), acceleration=(4, 4)),
-    "1D random R=6": replace(_SCANS, kinds=("random_1d",), acceleration=(6, 6)),
-}
-# sensitivities that cover the field of view, and, as ESPIRiT makes them, that end at the object
-_SUPPORTS: Mapping[str, float] = {"full maps": 0.0, "masked maps": 1.0}
-SETTINGS: Mapping[str, ExampleSettings] = {
-    f"{sampled}, {support}": replace(settings, support_share=share)
-    for sampled, settings in _SAMPLED.items()
-    for support, share in _SUPPORTS.items()
-}
+QUALITY_MASKS = ("random_2d", "random_1d")
+QUALITY_ACCELERATIONS = (2.0, 4.0, 6.0, 8.0)
+AGREEMENT_MASKS = ("random_2d",)
+AGREEMENT_ACCELERATIONS = (8.0,)
+AGREEMENT_MATRIX = 96
+
+Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Mean PSNR in dB over the slices of one setting.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """What to evaluate, and how.
 
     Parameters
     ----------
-    zero_filled
-        Of the coil-combined zero-filled image.
-    linear
-        Of regularised least squares at `regularization`.
-    network
-        Of the network.
-    gains
-        Network minus linear, of every slice.
-    regularization
-        The one λ that is best over all slices.
+    cards
+        Names of shipped cards, or paths.
+    data, heads
+        Folder with the volumes, and the names of those to take slices of.
+    against_trials
+        Whether to compare the sketch with repetitions rather than reconstructions with each other.
+    masks, accelerations, maps, matrix, snr
+        Settings; where None, those of the documentation.
+    slices, seed
+        How many scans of each setting, and the seed of all randomness.
+    probes, trials
+        Of a comparison with repetitions.
+    record
+        Whether to write the figures into the cards; those of other masks, R and maps stay.
+    table
+        Markdown file to write the tables into, between its two markers.
+    device
+        Of the networks: `cpu`, `cuda`, …
     """
 
-    zero_filled: float
-    linear: float
-    network: float
-    gains: tuple[float, ...]
-    regularization: float
+    cards: tuple[str, ...]
+    data: Path
+    heads: tuple[str, ...] = HELD_OUT
+    against_trials: bool = False
+    masks: tuple[str, ...] | None = None
+    accelerations: tuple[float, ...] | None = None
+    maps: tuple[str, ...] = ("full",)
+    matrix: int | None = None
+    snr: float = SNR
+    slices: int = 8
+    seed: int = 1
+    probes: int = 1000
+    trials: int = 3000
+    record: bool = False
+    table: Path | None = None
+    device: str = "cpu"
 
-    @property
-    def gain(self) -> float:
-        """Mean of the network's PSNR above the linear reconstruction's."""
-        return float(np.mean(self.gains))
+    def __post_init__(self) -> None:
+        if not self.cards:
+            raise ValueError("evaluate: no model card is named; expected at least one")
+        for name, least in (("slices", 1), ("probes", 2), ("trials", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluate: {name} must be at least {least}, got {getattr(self, name)}")
+        if self.record and self.against_trials:
+            raise ValueError("evaluate: a comparison with repetitions gives no figures to record in a card")
+
+    def settings(self) -> tuple[Setting, ...]:
+        """The scans to evaluate on."""
+        masks, accelerations, matrix = (
+            (AGREEMENT_MASKS, AGREEMENT_ACCELERATIONS, AGREEMENT_MATRIX)
+            if self.against_trials
+            else (QUALITY_MASKS, QUALITY_ACCELERATIONS, MATRIX)
+        )
+        return settings(
+            self.masks or masks,
+            self.accelerations or accelerations,
+            self.maps,
+            matrix=matrix if self.matrix is None else self.matrix,
+            snr=self.snr,
+        )
 
 
-def psnr(image: Tensor, reference: Tensor) -> Tensor:
-    r"""Peak signal-to-noise ratio of magnitude images.
+def run(options: EvaluateOptions, console: Console, tell: Tell) -> None:
+    """Evaluate, print the tables, and write what is to be written.
 
-    .. math:: 20 \log_{10} \frac{\max_i |\rho_i|}{\sqrt{\operatorname{mean}_i (|x_i| - |\rho_i|)^2}}
-
-    Parameters
-    ----------
-    image, reference
-        Shape `(..., y, x)`, real or complex.
-
-    Returns
-    -------
-        dB, shape `(...)`; infinite where the magnitudes agree.
+    Raises
+    ------
+    ValueError, FileNotFoundError, OSError
+        With one line that names the card, the file or the option; what can be seen beforehand, beforehand.
     """
-    error = (image.abs() - reference.abs()).square().mean(dim=(-2, -1)).sqrt()
-    return 20 * torch.log10(reference.abs().amax(dim=(-2, -1)) / error)
-
-
-def least_squares(example: Example, regularization: float, *, tolerance: float = 1e-5) -> Tensor:
-    r"""Regularised linear reconstruction :math:`(A^H A + \lambda)^{-1} A^H y`, shape `(batch, y, x)`."""
-    encoding = SenseEncoding(example.sensitivities, example.mask)
-
-    def normal(images: Tensor) -> Tensor:
-        return encoding.adjoint(encoding.forward(images)) + regularization * images
-
-    return conjugate_gradients(normal, encoding.adjoint(example.kspace), tolerance=tolerance)
-
-
-def held_out_scans(volumes: Sequence[Volume], settings: ExampleSettings, *, slices: int, seed: int) -> Example:
-    """A batch of `slices` scans, taken from the volumes in turn; the settings must name one size."""
-    sizes = settings.coils[0], settings.matrix[0], settings.matrix[0]
-    return collate(
-        [
-            draw_example([volumes[number % len(volumes)]], settings, sizes, np.random.default_rng([seed, number]))
-            for number in range(slices)
-        ]
-    )
-
-
-@torch.no_grad()
-def compare(network: nn.Module, scans: Example, regularizations: Sequence[float] = REGULARIZATIONS) -> Comparison:
-    """Mean PSNR of zero-filled, linear and network reconstructions of a batch."""
-    zero_filled = SenseEncoding(scans.sensitivities, scans.mask).adjoint(scans.kspace)
-    linear = {value: psnr(least_squares(scans, value), scans.target) for value in regularizations}
-    best = max(linear, key=lambda value: float(linear[value].mean()))
-    learned = psnr(network(scans.kspace, scans.sensitivities, scans.mask), scans.target)
-    return Comparison(
-        zero_filled=float(psnr(zero_filled, scans.target).mean()),
-        linear=float(linear[best].mean()),
-        network=float(learned.mean()),
-        gains=tuple((learned - linear[best]).tolist()),
-        regularization=best,
-    )
-
-
-def summary(results: Mapping[str, Comparison], slices: int, volumes: Sequence[Volume]) -> str:
-    """One sentence a setting, for the card."""
-    about = _SCANS
-    lines = [
-        f"Mean PSNR (magnitude, peak of the reference) over {slices} slices of "
-        f"{', '.join(volume.name for volume in volumes)}, {about.matrix[0]} x {about.matrix[0]}, "
-        f"{about.coils[0]} coils, SNR {about.snr[0]:g}, {about.centre} fully sampled centre lines "
-        "(2D: square), sensitivities over the whole field of view (full) or 0 outside the object (masked):"
-    ]
-    for name, result in results.items():
-        lines.append(
-            f"{name}: zero-filled {result.zero_filled:.1f} dB, regularised least squares at its best lambda "
-            f"{result.linear:.1f} dB, this network {result.network:.1f} dB."
-        )
-    return " ".join(lines)
-
-
-def table(results: Mapping[str, Comparison]) -> str:
-    """The results as lines of fixed width."""
-    lines = [f"{'setting':28}{'zero-filled':>12}{'linear':>9}{'lambda':>9}{'network':>9}{'gain':>8}{'least':>8}"]
-    for name, result in results.items():
-        lines.append(
-            f"{name:28}{result.zero_filled:12.2f}{result.linear:9.2f}{result.regularization:9.3f}"
-            f"{result.network:9.2f}{result.gain:+8.2f}{min(result.gains):+8.2f}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate from the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        volumes = load_volumes(options.data, only=options.heads)
-        network = load_unrolled(options.card)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    results = {}
-    for name, settings in SETTINGS.items():
-        scans = held_out_scans(volumes, settings, slices=options.slices, seed=options.seed)
-        results[name] = compare(network, scans)
-    sys.stdout.write(table(results))
+    chosen = options.settings()
+    name = "agreement" if options.against_trials else "reconstructions"
+    if options.table is not None:
+        check_markers(options.table, name)
+    models = load_networks(options.cards, options.device)
+    volumes = load_volumes(options.data, only=options.heads)
+    heads = [volume.name for volume in volumes]
+    if options.against_trials:
+        found = agree(models, volumes, chosen, options, tell)
+        tables: tuple[Grid, ...] = (agreement_grid(found),)
+        paragraphs: tuple[str, ...] = (agreement_text(found, heads=heads),)
+    else:
+        results = evaluate(models, volumes, chosen, options, tell)
+        tables = grids(results)
+        paragraphs = scans_text(chosen, slices=options.slices, heads=heads), method_text()
+    show(console, tables, paragraphs)
     if options.record:
-        record(options.card, summary(results, options.slices, volumes))
-    return 0
+        for card, _ in models:
+            record_results(card.path, results[card.name], slices=options.slices, heads=heads)
+    if options.table is not None:
+        replace_between(options.table, name, join(tables, " ".join(paragraphs)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m voxelsigma.training.evaluate",
-        description="Compare a trained network with the linear reconstruction on held-out heads.",
+def load_networks(cards: Sequence[str], device: str) -> list[tuple[ModelCard, Network]]:
+    """Networks by their cards, in their order.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a card cannot be read, is of no network, or two have one name.
+    """
+    found: list[tuple[ModelCard, Network]] = []
+    for name in cards:
+        card = load_card(name)
+        model = load_model(card, torch.device(device))
+        if not isinstance(model, Network):
+            raise ValueError(f"{card.path}: {card.architecture!r} is not a network; expected the card of one")
+        for other, _ in found:
+            if other.name == card.name:
+                raise ValueError(f"{card.path}: its name {card.name!r} is that of {other.path} too")
+        found.append((card, model))
+    return found
+
+
+def record_results(card: Path, found: Mapping[Setting, Result], *, slices: int, heads: Sequence[str]) -> None:
+    """Write figures into a card; those of other kinds of scans stay."""
+    new = figures(found)
+    # read again: an evaluation takes long, and another one may have ended since
+    rows = merged_figures(load_card(str(card)).figures, new)
+    others = [row for row in rows if row not in new]
+    record(card, summary(found, slices=slices, heads=heads, others=others), rows)
+
+
+def evaluate(
+    models: Sequence[tuple[ModelCard, Network]],
+    volumes: Sequence[Volume],
+    chosen: Sequence[Setting],
+    options: EvaluateOptions,
+    tell: Tell,
+) -> dict[str, dict[Setting, Result]]:
+    """Every network on every setting; the other reconstructions are made once."""
+    results: dict[str, dict[Setting, Result]] = {card.name: {} for card, _ in models}
+    for setting in chosen:
+        drawn = held_out_slices(volumes, setting.examples(), slices=options.slices, seed=options.seed)
+        scans = [_moved(scan, options.device) for scan in drawn]
+        others = baselines(scans)
+        tell(f"{setting.name}: linear {others.linear.mean_psnr:.1f} dB")
+        for card, model in models:
+            with _naming(card, setting):
+                one = compared(scores(applied(model), scans), others)
+                sigma, ratio = median_sigma(model, scans[0], seed=options.seed)
+            results[card.name][setting] = Result(one, sigma, ratio)
+            tell(f"{setting.name}: {card.name} {one.network:.1f} dB, sigma {sigma:.2f}")
+    return results
+
+
+def agree(
+    models: Sequence[tuple[ModelCard, Network]],
+    volumes: Sequence[Volume],
+    chosen: Sequence[Setting],
+    options: EvaluateOptions,
+    tell: Tell,
+) -> dict[str, dict[Setting, Agreement]]:
+    """Every network's sketch against repetitions, on one slice of every setting."""
+    found: dict[str, dict[Setting, Agreement]] = {card.name: {} for card, _ in models}
+    for setting in chosen:
+        (scan,) = held_out_slices(volumes, setting.examples(), slices=1, seed=options.seed)
+        scan = _moved(scan, options.device)
+        for card, model in models:
+            with _naming(card, setting):
+                one = agreement(model, scan, probes=options.probes, trials=options.trials, seed=options.seed)
+            found[card.name][setting] = one
+            tell(f"{setting.name}: {card.name} PCC {100 * one.correlation:.2f} %")
+    return found
+
+
+def show(console: Console, tables: Sequence[Grid], paragraphs: Sequence[str]) -> None:
+    """Print tables that nothing squeezes."""
+    for paragraph in paragraphs:
+        console.print(paragraph)
+    # a table that is piped somewhere must not be squeezed
+    console.width = max(console.width, *(width_of(grid) for grid in tables))
+    for grid in tables:
+        console.print(f"\n{grid.title}:")
+        console.print(terminal_table(grid))
+
+
+@contextmanager
+def _naming(card: ModelCard, setting: Setting) -> Iterator[None]:
+    """Adds to an error which card and setting it belongs to."""
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{card.path}: {setting.name}: {error}") from error
+
+
+def _moved(scan: Example, device: str) -> Example:
+    """A scan on a device."""
+    place = torch.device(device)
+    return replace(
+        scan,
+        kspace=scan.kspace.to(place),
+        sensitivities=scan.sensitivities.to(place),
+        mask=scan.mask.to(place),
+        target=None if scan.target is None else scan.target.to(place),
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the volumes")
-    parser.add_argument(
-        "--card",
-        type=Path,
-        default=Path(str(files("voxelsigma.models"))) / "unrolled_small.yaml",
-        help="model card; by default the one that is shipped",
-    )
-    parser.add_argument("--heads", nargs="+", default=list(HELD_OUT), help="volumes to take slices of")
-    parser.add_argument("--slices", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--record", action="store_true", help="write the figures into the card")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

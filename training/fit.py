@@ -1,226 +1,202 @@
-"""Train the unrolled network on simulated scans and write its model card.
+"""The training loop: Lightning Fabric's, on examples that depend on their number alone."""
 
-``python -m voxelsigma.training.fit --data FOLDER --out CARD.yaml``
-"""
-
-import argparse
-import sys
+import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.csv_logs import CSVLogger
+from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from voxelsigma.models.unrolled import Unrolled
-from voxelsigma.training.card import load_unrolled, write_card
-from voxelsigma.training.examples import Example, ExampleSettings, object_voxels, stream
-from voxelsigma.training.volumes import load_volumes
+from voxelsigma.formats.atomic import whole_file
+from voxelsigma.models.weights import check_safe_pickles
+from voxelsigma.training.config import FitSettings
+from voxelsigma.training.examples import Example
+from voxelsigma.training.objectives import Objective
+from voxelsigma.training.start import parameter_groups
 
-HYPERPARAMETERS = {"steps": 4, "blocks": 2, "channels": 32}
+CHECKPOINT = "last.ckpt"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitSettings:
-    """How long and how fast to train.
-
-    Parameters
-    ----------
-    steps
-        Number of optimiser steps.
-    minutes
-        Wall-clock limit; the learning rate falls with whichever of the two budgets is used up further.
-    learning_rate
-        Adam's step size at the start; it falls to 0 along half a cosine.
-    warm_up
-        Steps over which the learning rate rises first.
-    clip
-        Largest norm of the gradient.
-    save_minutes
-        Time between two intermediate saves.
-    """
-
-    steps: int = 16000
-    minutes: float = 40.0
-    learning_rate: float = 1e-3
-    warm_up: int = 100
-    clip: float = 1.0
-    save_minutes: float = 8.0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "minutes", "learning_rate", "clip", "save_minutes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"fit: {name} must be above 0, got {getattr(self, name)}")
+Draw = Callable[[int], Example]
+"""Batch of a number, always the same one."""
 
 
-def loss_of(network: nn.Module, example: Example) -> Tensor:
-    r"""Mean absolute error in units of the object.
+class DivergedError(ValueError):
+    """The loss or its gradient is not finite any more."""
 
-    .. math:: L = \operatorname{mean} \frac{|f(y) - \rho|}{\overline{|\rho|}_\mathrm{object}}
-    """
-    error = (network(example.kspace, example.sensitivities, example.mask) - example.target).abs()
-    # error: (batch, y, x) -> (batch,)
-    return (error.mean(dim=(-2, -1)) / _object_magnitude(example.target)).mean()
+
+def make_fabric(settings: FitSettings, folder: Path, *, accelerator: str = "auto") -> Fabric:
+    """Fabric with the devices, the precision and the logger that the settings name."""
+    logger: Logger
+    if settings.logger == "csv":
+        logger = CSVLogger(folder, name="log", flush_logs_every_n_steps=1)
+    else:
+        logger = TensorBoardLogger(folder, name="log")
+    return Fabric(accelerator=accelerator, devices=settings.devices, precision=settings.precision, loggers=[logger])
 
 
 def fit(
     network: nn.Module,
-    examples: Iterable[Example],
+    objective: Objective,
+    draw: Draw,
     settings: FitSettings,
     *,
-    save: Callable[[int], None] | None = None,
+    folder: Path,
+    fabric: Fabric,
+    fingerprint: str = "",
     report: Callable[[str], None] | None = None,
-) -> list[float]:
-    """Train a network in place with Adam.
+) -> int:
+    """Train a network in place, from the last checkpoint of the folder if there is one.
+
+    Step s of device r sees batch s · devices + r, its objective a generator seeded by the same numbers, and the
+    learning rate depends on s alone: a run that is killed and started again ends with the weights of one that was not.
 
     Parameters
     ----------
     network
         Called with `(kspace, sensitivities, mask)`, returns images.
-    examples
-        Batches; training ends where they end, if that is before the budget.
+    objective
+        The loss of a batch.
+    draw
+        Batch of a number.
     settings
-        Budgets and rates.
-    save
-        Called with the number of steps done, between times and at the end.
+        Budget and rates.
+    folder
+        For checkpoints (`last.ckpt`).
+    fabric
+        Of `make_fabric`, launched.
+    fingerprint
+        Of everything that the result depends on; a checkpoint of another one is refused.
     report
-        Called with a line of text every hundred steps.
+        Called with a line of text every `log_every` steps.
 
     Returns
     -------
-        The loss of every step.
+        Steps done before this call, from the checkpoint.
+
+    Raises
+    ------
+    DivergedError
+        A loss or gradient is not finite; the last checkpoint is kept as it was.
+    ValueError
+        The checkpoint is of another run.
     """
-    optimizer = torch.optim.Adam(_parameter_groups(network))
-    losses: list[float] = []
-    start = saved = time.monotonic()
-    for step, example in enumerate(examples):
-        minutes = (time.monotonic() - start) / 60
-        progress = max(step / settings.steps, minutes / settings.minutes)
-        if progress >= 1:
-            break
-        rate = _learning_rate(settings, step, progress)
-        for group in optimizer.param_groups:
+    optimizer = torch.optim.Adam(parameter_groups(network, settings.scalar_rate), weight_decay=settings.weight_decay)
+    wrapped, stepper = fabric.setup(network, optimizer)
+    path = folder / CHECKPOINT
+    first = _resumed(fabric, path, wrapped, stepper, fingerprint)
+    if report and first and fabric.is_global_zero:
+        report(f"resumed after step {first} of {settings.steps}")
+    start = time.monotonic()
+    recent: list[float] = []
+    loader = _loader(draw, settings, fabric, first)
+    for step, batch in enumerate(loader, start=first):
+        progress = step / settings.steps
+        rate = _learning_rate(settings, step)
+        for group in stepper.param_groups:
             group["lr"] = rate * group["relative"]
-        losses.append(_train_step(network, optimizer, example, settings.clip))
-        if report and len(losses) % 100 == 0:
-            recent = np.mean(losses[-100:])
-            report(f"step {len(losses)}  {minutes:.1f} min  loss {recent:.4f}  rate {rate:.1e}")
-        if save and time.monotonic() - saved > 60 * settings.save_minutes:
-            saved = time.monotonic()
-            save(len(losses))
-    if save:
-        save(len(losses))
-    return losses
+        example = batch.to(fabric.device, torch.float64 if settings.precision == "64-true" else None)
+        # not the stream of the examples: numpy takes missing numbers of a seed for 0
+        rng = np.random.default_rng([settings.seed, step, fabric.global_rank + 1])
+        # dropout draws from torch's own generator
+        torch.manual_seed(int(rng.integers(2**62)))
+        stepper.zero_grad(set_to_none=True)
+        loss = objective(wrapped, example, rng, progress=progress)
+        value = _finite(fabric, loss, step, path)
+        fabric.backward(loss)
+        _clip(fabric, wrapped, stepper, settings.clip, step, path)
+        stepper.step()
+        recent.append(value)
+        done = step + 1
+        if done % settings.log_every == 0 or done == settings.steps:
+            mean = float(np.mean(recent))
+            fabric.log_dict({"loss": mean, "learning_rate": rate}, step=done)
+            if report and fabric.is_global_zero:
+                report(_line(done, settings.steps, mean, rate, (time.monotonic() - start) / (done - first)))
+            recent.clear()
+        if done % settings.checkpoint_every == 0 or done == settings.steps:
+            _save(fabric, path, wrapped, stepper, done, fingerprint)
+    return first
 
 
-def start_network(hyperparameters: Mapping[str, int], seed: int) -> Unrolled:
-    """A network with seeded weights whose corrections begin at 0, so that it begins as gradient descent."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = Unrolled(**hyperparameters)
-    for step in network.networks:
-        nn.init.zeros_(step.leave.weight)  # type: ignore[arg-type, union-attr]
-        nn.init.zeros_(step.leave.bias)  # type: ignore[arg-type, union-attr]
-    return network
+class _Batches(Dataset[Example]):
+    def __init__(self, draw: Draw) -> None:
+        self.draw = draw
+
+    def __getitem__(self, number: int) -> Example:
+        return self.draw(number)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train from the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        settings = FitSettings(
-            steps=options.steps,
-            minutes=options.minutes,
-            learning_rate=options.learning_rate,
-            save_minutes=options.save_minutes,
-        )
-        drawn_from = ExampleSettings(matrix=tuple(options.matrix))
-        network, history = _begin(options.start, options.seed)
-        volumes = load_volumes(options.data, exclude=options.exclude)
-    except (ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    torch.set_num_threads(options.threads)
-    names = ", ".join(volume.name for volume in volumes)
-
-    def save_card(steps: int) -> None:
-        trained_on = (
-            f"{history}Simulated scans of {names} ({options.source}): {steps} steps of {options.batch}, matrices "
-            f"{options.matrix[0]} to {options.matrix[1]}, 4 to 16 and 32 coils, four kinds of masks, "
-            f"acceleration 2 to 8, SNR 5 to 50, seed {options.seed}. Held out: {', '.join(options.exclude)}."
-        )
-        write_card(options.out, network, HYPERPARAMETERS, trained_on=trained_on, evaluation="Not measured yet.")
-        sys.stdout.write(f"saved {options.out} after {steps} steps\n")
-
-    examples = stream(volumes, drawn_from, batch=options.batch, seed=options.seed)
-    fit(network, examples, settings, save=save_card, report=_print_line)
-    return 0
+def _loader(draw: Draw, settings: FitSettings, fabric: Fabric, first: int) -> "DataLoader[Example]":
+    world = fabric.world_size
+    numbers = range(first * world + fabric.global_rank, settings.steps * world, world)
+    return DataLoader(_Batches(draw), batch_size=None, sampler=numbers, num_workers=settings.workers)
 
 
-def _begin(card: Path | None, seed: int) -> tuple[Unrolled, str]:
-    """The network to train, and what the card it comes from says of its training so far."""
-    if card is None:
-        return start_network(HYPERPARAMETERS, seed), ""
-    network = load_unrolled(card)
-    entries = yaml.safe_load(card.read_text(encoding="utf-8"))
-    if entries["hyperparameters"] != HYPERPARAMETERS:
-        raise ValueError(f"{card}: hyperparameters must be {HYPERPARAMETERS}, got {entries['hyperparameters']}")
-    return network, f"{entries['trained_on'].strip()} Then: "
-
-
-def _parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """The scalar step sizes move ten times faster than the convolutions."""
-    steps = [value for name, value in network.named_parameters() if name == "step_sizes"]
-    others = [value for name, value in network.named_parameters() if name != "step_sizes"]
-    return [{"params": others, "relative": 1.0}, {"params": steps, "relative": 10.0}]
-
-
-def _train_step(network: nn.Module, optimizer: torch.optim.Optimizer, example: Example, clip: float) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss = loss_of(network, example)
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), clip)
-    optimizer.step()
-    return loss.item()
-
-
-def _learning_rate(settings: FitSettings, step: int, progress: float) -> float:
+def _learning_rate(settings: FitSettings, step: int) -> float:
     warm = min(1.0, (step + 1) / max(settings.warm_up, 1))
-    return settings.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * progress)))
+    falling = 0.5 * (1 + float(np.cos(np.pi * step / settings.steps))) if settings.schedule == "cosine" else 1.0
+    return settings.learning_rate * warm * falling
 
 
-def _object_magnitude(target: Tensor) -> Tensor:
-    """Mean magnitude of each image's object, `(batch, y, x)` to `(batch,)`."""
-    magnitudes = target.abs().numpy()
-    return torch.tensor([magnitude[object_voxels(magnitude)].mean() for magnitude in magnitudes])
+def _finite(fabric: Fabric, loss: Tensor, step: int, path: Path) -> float:
+    """Value of the loss, over all devices."""
+    value = float(fabric.all_reduce(loss.detach()))  # type: ignore[arg-type]
+    if not np.isfinite(value):
+        raise _diverged(f"the loss is {value}", step, path)
+    return value
 
 
-def _print_line(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+def _clip(fabric: Fabric, network: Any, stepper: Any, clip: float, step: int, path: Path) -> None:
+    try:
+        fabric.clip_gradients(network, stepper, max_norm=clip, error_if_nonfinite=True)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise _diverged("the gradient is not finite", step, path) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m voxelsigma.training.fit", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the volumes")
-    parser.add_argument("--out", type=Path, required=True, help="model card to write, CARD.yaml")
-    parser.add_argument("--start", type=Path, metavar="CARD.yaml", help="card of a network to train further")
-    parser.add_argument("--exclude", nargs="*", default=[], metavar="NAME", help="volumes to hold out")
-    parser.add_argument("--source", default="licences not stated", help="licences of the volumes, for the card")
-    parser.add_argument("--matrix", nargs=2, type=int, default=[80, 128], metavar=("LOW", "HIGH"))
-    parser.add_argument("--steps", type=int, default=16000)
-    parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock limit")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--save-minutes", type=float, default=8.0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
+def _diverged(what: str, step: int, path: Path) -> DivergedError:
+    kept = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+    return DivergedError(f"train: {what} in step {step + 1}; {kept}; a smaller fit.learning_rate or fit.clip may help")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _save(fabric: Fabric, path: Path, network: Any, stepper: Any, done: int, fingerprint: str) -> None:
+    """Save under a temporary name, then rename."""
+    state = {"network": network, "optimizer": stepper, "step": done, "fingerprint": fingerprint}
+    with whole_file(path) if fabric.is_global_zero else nullcontext(path) as partial:
+        fabric.save(partial, state)
+    fabric.barrier()
+
+
+def _resumed(fabric: Fabric, path: Path, network: Any, stepper: Any, fingerprint: str) -> int:
+    """Steps that the checkpoint has behind it, its state put in place; 0 without any."""
+    if not path.exists():
+        return 0
+    check_safe_pickles(path)
+    try:
+        found = fabric.load(path, weights_only=True)
+        step, of, weights, state = (found[name] for name in ("step", "fingerprint", "network", "optimizer"))
+    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a checkpoint of a training run ({reason})") from None
+    if of != fingerprint:
+        raise ValueError(
+            f"{path}: is of another run (other settings, data or version of torch); choose another folder, or delete it"
+        )
+    network.load_state_dict(weights)
+    stepper.load_state_dict(state)
+    return int(step)
+
+
+def _line(done: int, steps: int, loss: float, rate: float, seconds: float) -> str:
+    minutes = (steps - done) * seconds / 60
+    return f"step {done}/{steps}  loss {loss:.4f}  rate {rate:.1e}  {seconds:.2f} s a step, {minutes:.0f} min to go"

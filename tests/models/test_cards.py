@@ -2,62 +2,30 @@
 
 import dataclasses
 import hashlib
-import importlib.util
-import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import save
+from tests.models.written_cards import TINY, card_writer, edited, fit_for, good_card, tiny_weights
 from torch import Tensor
 
-from voxelsigma.models.cards import ARCHITECTURES, ModelCard, available_cards, load_card, load_model
-from voxelsigma.models.encoding import SenseEncoding
+from voxelsigma.formats.masks import Kind
+from voxelsigma.models.cards import ModelCard, available_cards, load_card, load_model
+from voxelsigma.models.figures import MASKS, Figures
 from voxelsigma.models.network import Network
 from voxelsigma.models.problem import PlaneProblem
 from voxelsigma.models.sense import Sense, SenseReconstruction
 from voxelsigma.models.unrolled import Unrolled
-from voxelsigma.noise.linearize import linearize
 
 CPU = torch.device("cpu")
-TINY = {"steps": 2, "blocks": 1, "channels": 3}
-
-
-def tiny_weights() -> bytes:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return save(Unrolled(**TINY).state_dict())
-
-
-def good_card() -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "architecture": "unrolled",
-        "hyperparameters": dict(TINY),
-        "weights": "tiny.safetensors",
-        "sha256": hashlib.sha256(tiny_weights()).hexdigest(),
-        "fit_for": {"acceleration": [2, 6.5], "coils": [4, 16], "dimension": 2},
-        "trained_on": "nothing",
-        "licence": "Apache-2.0",
-    }
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[Any], str]:
-    """Write a card, and good weights beside it; returns the card's path."""
-    (tmp_path / "tiny.safetensors").write_bytes(tiny_weights())
-
-    def write_card(content: Any) -> str:
-        path = tmp_path / "tiny.yaml"
-        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
-        return str(path)
-
-    return write_card
+    return card_writer(tmp_path)
 
 
 # --- good cards
@@ -87,6 +55,7 @@ def test_a_card_is_read_as_it_is_written(write: Callable[[Any], str], tmp_path: 
         acceleration=(2, 6.5),
         coils=(4, 16),
         dimension=2,
+        licence="Apache-2.0",
     )
 
 
@@ -172,16 +141,6 @@ def test_missing_card_lists_those_shipped(name: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml: no such model card"):
         load_card(str(tmp_path / "nowhere.yaml"))
-
-
-def edited(**changes: Any) -> dict[str, Any]:
-    card = {**good_card(), **changes}
-    return {key: value for key, value in card.items() if value is not ...}
-
-
-def fit_for(**changes: Any) -> dict[str, Any]:
-    fit = {**good_card()["fit_for"], **changes}
-    return edited(fit_for={key: value for key, value in fit.items() if value is not ...})
 
 
 @pytest.mark.parametrize(
@@ -308,168 +267,47 @@ def test_cards_are_frozen(write: Callable[[Any], str]) -> None:
         card.name = "other"  # type: ignore[misc]
 
 
-# --- other architectures, other files, networks of a user's own
+# --- figures
 
-HERE = "own_networks_of_the_tests"
-
-
-@pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's module, importable."""
-    spec = importlib.util.spec_from_file_location(HERE, Path(__file__).with_name("own_networks.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, HERE, module)
-
-
-@pytest.fixture
-def problem(smooth_maps: Callable[..., Tensor]) -> PlaneProblem:
-    return PlaneProblem(
-        sensitivities=smooth_maps(4, 12, 10).to(torch.complex64),
-        variance=torch.full((12, 10), 2.0),
-        weights=torch.ones(12, 10),
-        limits=((0, 11), (0, 9)),
-        size=(12, 10),
-    )
-
-
-def scan() -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(4, 12, 10, dtype=torch.complex64, generator=generator)
-
-
-def own_card(name: str, **changes: Any) -> dict[str, Any]:
-    base = edited(architecture=f"python:{HERE}:{name}", hyperparameters=..., weights=..., sha256=...)
-    return {**base, **changes}
-
-
-SMALL: dict[str, dict[str, Any]] = {
-    "modl": {"steps": 2, "blocks": 1, "channels": 2, "shared": True},
-    "unet": {"channels": 2, "levels": 2, "residual": True},
-    "unrolled": TINY,
-    "varnet": {"cascades": 1, "channels": 2, "levels": 2, "sensitivity_channels": 2, "sensitivity_levels": 2},
+ROW = {
+    "mask": "random_2d",
+    "acceleration": 6,
+    "psnr": 28.3,
+    "ssim": 0.9,
+    "linear_psnr": 22.7,
+    "zero_filled_psnr": 22.5,
+    "sigma": 0.7,
 }
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pt", "ckpt"])
-@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_every_architecture_with_every_kind_of_file(
-    write: Callable[[Any], str], tmp_path: Path, problem: PlaneProblem, architecture: str, suffix: str
-) -> None:
-    network = ARCHITECTURES[architecture](**SMALL[architecture])
-    path = tmp_path / f"mine.{suffix}"
-    if suffix == "safetensors":
-        path.write_bytes(save(network.state_dict()))
-    else:
-        torch.save(network.state_dict() if suffix == "pt" else {"state_dict": network.state_dict()}, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    card = load_card(
-        write(edited(architecture=architecture, hyperparameters=SMALL[architecture], weights=path.name, sha256=digest))
-    )
-    assert card.estimates_sensitivities == (architecture == "varnet")
-    model = load_model(card, CPU)
-    assert isinstance(model, Network)
-    assert model.estimates_sensitivities == (architecture == "varnet")
-    image = model.bind(problem)(scan())
-    assert image.is_complex() == (architecture != "varnet")
-    torch.testing.assert_close(image, network.eval()(scan(), problem.sensitivities, torch.ones(12, 10)).detach())
+def test_figures_are_read(write: Callable[[Any], str]) -> None:
+    rows = [ROW, {**ROW, "mask": "random_1d", "maps": "masked", "noise_ratio": 0.3, "linear_ssim": 0.5}]
+    card = load_card(write(edited(figures=rows)))
+    assert card.figures == tuple(Figures(**row) for row in rows)  # type: ignore[arg-type]
+    assert card.figures[0].gain == pytest.approx(5.6)
+    assert [{key: one.entry()[key] for key in row} for one, row in zip(card.figures, rows, strict=True)] == rows
 
 
-def test_card_with_a_pickle_that_wants_to_run_code(write: Callable[[Any], str], tmp_path: Path) -> None:
-    path = tmp_path / "evil.pt"
-    # a function, of the module 'os', to be looked up
-    torch.save({"a": os.getcwd}, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    card = load_card(write(edited(weights="evil.pt", sha256=digest)))
-    with pytest.raises(ValueError, match=r"evil\.pt: is a pickle that wants to run code \(posix\.getcwd\)"):
-        load_model(card, CPU)
+def test_masks_of_figures_are_those_that_there_are() -> None:
+    assert get_args(Kind) == MASKS
 
 
-@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
-    ("name", "hyperparameters", "factor"),
+    ("row", "message"),
     [
-        ("Weighted", {}, 1.0),
-        ("Weighted", {"start": 1.5}, 1.5),
-        ("doubled", {}, 2.0),
-        ("doubled", {"factor": 5.0}, 5.0),
-        ("Namespace.inner", {}, 2.0),
-        ("built", {}, 3.0),
+        ("PSNR 28 dB", r"field 'figures\[1\]' must be a mapping, got 'PSNR 28 dB'"),
+        ({**ROW, "snr": 20}, r"field 'figures\[1\]' has the unknown field 'snr'; known are mask, acceleration, psnr"),
+        ({"mask": "random_2d", "psnr": 1}, r"figures\[1\]' lacks the fields acceleration, ssim, linear_psnr, .*sigma"),
+        ({**ROW, "mask": "spiral"}, r"'figures\[1\].mask' must be one of uniform_1d, .*poisson_disc, got 'spiral'"),
+        ({**ROW, "mask": []}, r"'figures\[1\].mask' must be one of .* got \[\]"),
+        ({**ROW, "maps": "half"}, r"'figures\[1\].maps' must be one of full, masked, got 'half'"),
+        ({**ROW, "psnr": "28"}, r"'figures\[1\].psnr' must be a finite number, got '28'"),
+        ({**ROW, "ssim": True}, r"'figures\[1\].ssim' must be a finite number, got True"),
+        ({**ROW, "psnr": float("inf")}, r"'figures\[1\].psnr' must be a finite number, got inf"),
+        ({**ROW, "acceleration": 0.5}, r"'figures\[1\].acceleration' must be at least 1, got 0.5"),
+        ({**ROW, "sigma": -0.1}, r"'figures\[1\].sigma' must be at least 0, got -0.1"),
     ],
 )
-def test_a_network_of_a_user_s_own(
-    write: Callable[[Any], str], problem: PlaneProblem, name: str, hyperparameters: dict[str, Any], factor: float
-) -> None:
-    card = load_card(write(own_card(name, hyperparameters=hyperparameters)))
-    assert (card.weights, card.sha256, card.estimates_sensitivities) == (None, "", False)
-    reconstruction = load_model(card, CPU).bind(problem)
-    expected = factor * SenseEncoding(problem.sensitivities, torch.ones(12, 10)).adjoint(scan())
-    torch.testing.assert_close(reconstruction(scan()), expected)
-    # a sketch through it works
-    linearization = linearize(reconstruction, scan())
-    torch.testing.assert_close(linearization.push(scan().unsqueeze(0))[0], expected)
-
-
-@pytest.mark.usefixtures("own")
-def test_own_network_with_weights_and_sensitivities_of_its_own(write: Callable[[Any], str], tmp_path: Path) -> None:
-    content = save({"factor": torch.tensor([7.0])})
-    (tmp_path / "own.safetensors").write_bytes(content)
-    weights = {"weights": "own.safetensors", "sha256": hashlib.sha256(content).hexdigest()}
-    model = load_model(load_card(write(own_card("Weighted", estimates_sensitivities=True, **weights))), CPU)
-    assert isinstance(model, Network)
-    assert model.estimates_sensitivities
-    assert isinstance(model.function, torch.nn.Module)
-    assert model.function.state_dict()["factor"].tolist() == [7.0]
-    with pytest.raises(ValueError, match=rf"field 'weights' is for modules, python:{HERE}:doubled is a function"):
-        load_model(load_card(write(own_card("doubled", **weights))), CPU)
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize(
-    ("name", "hyperparameters", "message"),
-    [
-        (f"{HERE}:missing", {}, f"but '{HERE}' has no 'missing'"),
-        (f"{HERE}:Namespace.missing", {}, f"but '{HERE}' has no 'Namespace.missing'"),
-        (f"{HERE}:number", {}, "a int, nothing to call"),
-        ("no_such_package.inside:Name", {}, r"cannot be imported \(ModuleNotFoundError: .*on PYTHONPATH"),
-        ("module_that_raises:Name", {}, r"cannot be imported \(ZeroDivisionError: division by zero\)"),
-        (f"{HERE}:Weighted", {"stop": 1}, "hyperparameters do not fit python:.*stop"),
-        (f"{HERE}:doubled", {"stop": 1}, "hyperparameters do not fit python:.*stop"),
-        (f"{HERE}:built", {"start": 1}, "hyperparameters do not fit python:.*built already"),
-    ],
-)
-def test_own_network_that_cannot_be_had(
-    write: Callable[[Any], str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    hyperparameters: dict[str, Any],
-    message: str,
-) -> None:
-    (tmp_path / "module_that_raises.py").write_text("1 / 0\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    # reading the card runs nothing
-    card = load_card(write(own_card("x", architecture=f"python:{name}", hyperparameters=hyperparameters)))
-    with pytest.raises(ValueError, match=message) as refused:
-        load_model(card, CPU)
-    assert "tiny.yaml" in str(refused.value)
-
-
-@pytest.mark.usefixtures("own")
-def test_own_network_that_returns_no_image(write: Callable[[Any], str], problem: PlaneProblem) -> None:
-    reconstruction = load_model(load_card(write(own_card("of_one_coil"))), CPU).bind(problem)
-    with pytest.raises(
-        ValueError, match=r"network: returned an image of shape \(4, 12, 10\), k-space has \(4, 12, 10\)"
-    ):
-        reconstruction(scan())
-    reconstruction = load_model(load_card(write(own_card("nothing"))), CPU).bind(problem)
-    with pytest.raises(TypeError, match="network: must return one tensor, got NoneType"):
-        reconstruction(scan())
-
-
-@pytest.mark.usefixtures("own")
-def test_only_a_card_names_code() -> None:
-    with pytest.raises(FileNotFoundError, match="no model card is called 'python:"):
-        load_card(f"python:{HERE}:doubled")
+def test_bad_figures_are_refused(write: Callable[[Any], str], row: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"tiny\.yaml: .*{message}"):
+        load_card(write(edited(figures=[ROW, row])))

@@ -1,0 +1,1 @@
+"""Training configurations that are shipped, by name."""
