@@ -9,6 +9,7 @@ sampling, are printed.
 """
 
 import argparse
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,7 @@ def poisson_scan(folder: Path) -> Scan:
     axes = [(np.arange(size) - size // 2) / size for size in mask.shape]
     radius = np.hypot(*np.meshgrid(*axes, indexing="ij"))
     outer = mask & (radius >= np.quantile(radius[mask], 0.95))
-    white = whitened(kspace, estimate_covariance(kspace[:, outer]))
+    white = whitened(kspace, estimate_covariance(kspace[None, :, outer]))
     return Scan("poisson", as_example(white, mask, torch.from_numpy(calibration(white, mask))), None)
 
 
@@ -133,13 +134,12 @@ def reconstructed(scan: Scan, names: Sequence[str]) -> tuple[dict[str, Tensor], 
 
 
 def bart(example: Example) -> dict[str, Tensor]:
-    """BART's own sensitivities and reconstructions of the same samples; none where there is no BART."""
+    """BART's reconstructions of the same samples with the same sensitivities; none where there is no BART."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cfl(folder / "kspace", example.kspace.numpy())
-        try:
-            run(folder, "ecalib", "-m1", "kspace", "maps")
-        except FileNotFoundError:
+        write_cfl(folder / "maps", example.sensitivities.numpy())
+        if shutil.which("bart") is None:
             Console(stderr=True).print("bench.brains: no BART on the path; drawn without it")
             return {}
         run(folder, "pics", "-S", "-i100", f"-RW:3:0:{WAVELET}", "kspace", "maps", "wavelet")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -157,7 +157,9 @@ def test_examples_drawn_ahead_are_the_same(tmp_path: Path, draw: Draw) -> None:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
 @pytest.mark.parametrize("architecture", SMALL)
-def test_every_network_trains_in_every_precision(tmp_path: Path, draw: Draw, architecture: str, precision: str) -> None:
+def test_every_network_trains_in_every_precision(
+    tmp_path: Path, draw: Draw, architecture: str, precision: Literal["32-true", "bf16-mixed", "64-true"]
+) -> None:
     network = start_network(architecture, SMALL[architecture], seed=0)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     settings = FitSettings(steps=2, warm_up=2, log_every=2, learning_rate=2e-3, precision=precision)
