@@ -60,7 +60,8 @@ class ProbeSource:
         angles = torch.from_numpy(turns).to(self.device, self.dtype.to_real()) * (2 * torch.pi)
         amplitude = torch.from_numpy(deviation[sampled]).to(self.device, self.dtype.to_real())
         probes = torch.zeros((BLOCK_SIZE, self.coils, *self.variance.shape), dtype=self.dtype, device=self.device)
-        probes[..., torch.from_numpy(sampled).to(self.device)] = torch.polar(amplitude.expand_as(angles), angles)
+        places = torch.from_numpy(sampled.ravel().nonzero()[0]).to(self.device)
+        probes.flatten(2).index_copy_(2, places, torch.polar(amplitude.expand_as(angles), angles))
         return probes if self.through is None else self.through(probes)
 
     def blocks(self, start: int, stop: int) -> Iterator[Tensor]:

@@ -175,7 +175,7 @@ def _leaning_gain(
 ) -> tuple[Tensor, Tensor]:
     r"""Gain of each voxel, between its own and its neighbours', and its variance.
 
-    True gains scatter around those of their 3 × 3 neighbours with a variance τ²; a voxel's own is known to
+    True gains scatter around those of their 5 × 5 neighbours with a variance τ²; a voxel's own is known to
     :math:`v = E[e^2]/\sum b^2`, the neighbours' to v'. Then the best guess, and its variance, are
 
     .. math:: \tilde g = g' + w (\hat g - g'), \quad w = \frac{\tau^2 + v'}{\tau^2 + v' + v}, \quad
@@ -185,8 +185,8 @@ def _leaning_gain(
     Morris, J Am Stat Assoc 1973). With ever more probes :math:`w \to 1`.
     """
     usual = _divide(_among(kind, rest, 5), _among(kind, torch.ones_like(rest), 5))
-    around = (9 * _among(kind, b_b, 3) - b_b).clamp_min(0)
-    theirs = _divide(9 * _among(kind, a_b, 3) - a_b, around)
+    around = (25 * _among(kind, b_b, 5) - b_b).clamp_min(0)
+    theirs = _divide(25 * _among(kind, a_b, 5) - a_b, around)
     doubt, their_doubt = _divide(usual, b_b), _divide(usual, around)
     excess = (own - theirs).square() - doubt - their_doubt
     scatter = _divide(_among(kind, excess * known, _REGION), _among(kind, known, _REGION)).clamp_min(0)

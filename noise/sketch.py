@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -149,9 +149,9 @@ def sketch(
     state: Sketch | None = None
     start, block, done = clock(), 0, 0
     while done < stopping.probes:
-        batch = torch.cat(list(probes.blocks(block, block + blocks_per_step)))[: stopping.probes - done]
+        batch = _joined(list(probes.blocks(block, block + blocks_per_step)))[: stopping.probes - done]
         block += blocks_per_step
-        pushed = torch.cat([linearization.push(part) for part in batch.split(size)])
+        pushed = _joined([linearization.push(part) for part in batch.split(size)])
         if keep is not None:
             keep(pushed)
         step = _sums(pushed, None if control is None else control(batch, pushed, size))
@@ -170,6 +170,11 @@ def sketch(
             break
     assert state is not None
     return state
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Batches as one; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
@@ -201,7 +206,7 @@ class _Control:
 
     def __call__(self, batch: Tensor, pushed: Tensor, size: int) -> Tensor:
         """Covariate images of a batch of probes."""
-        images = torch.cat([self._covariate.push(part) for part in batch.split(size)])
+        images = _joined([self._covariate.push(part) for part in batch.split(size)])
         if not self._begun:
             self._begun = True
             self._learn(pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
