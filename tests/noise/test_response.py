@@ -157,3 +157,19 @@ def test_a_learned_filter_lowers_the_error_and_keeps_the_mean(smooth_maps: MapMa
     assert learned < 0.6 * single
     # 12 maps of some 700 voxels at 10 %: the mean is known to 0.2 %, the reference to 0.05 %
     assert abs(float(errors[1].mean())) < 0.01
+
+
+@pytest.mark.parametrize("side", [90, 100, 128])
+def test_objects_of_any_size_teach_what_they_can(side: int) -> None:
+    """All their voxels count up to a limit, just above which there must not be suddenly half as many."""
+    image = head((side, side))
+    features = image_features(image)
+    truth = 1 + 0.3 * features[1] * features[2]
+    images = torch.randn(8, side, side, generator=torch.Generator().manual_seed(13), dtype=torch.complex128)
+    found = fit_response(truth * images, images, image, phase_factor(image))
+    assert found is not None
+    inside = image.abs() > 5
+    learned = found.weights[found.offsets.index((0, 0))]
+    # a product of features is only known to the second regression
+    error = (learned - truth)[inside].square().mean().sqrt()
+    assert float(error) < 0.25 * float((truth - truth[inside].mean())[inside].square().mean().sqrt())
