@@ -212,7 +212,8 @@ try:
 except OSError as error:
     assert error.errno == errno.EFBIG, error
     assert "cannot keep what arrives faster than it is used" in str(error), error
-    assert 2**18 < len(found) <= 2**20 + 2**10 and content.startswith(found), len(found)
+    # how much comes at a time is up to the system: what came whole before the disk was full is there
+    assert 2**16 < len(found) <= 2**20 + 2**10 and content.startswith(found), len(found)
     sys.exit(7)
 """
 
