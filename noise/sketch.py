@@ -163,6 +163,8 @@ def sketch(
             complex_linear=linearization.complex_linear,
             inside=seen,
         )
+        # the next probes need the memory
+        del batch, pushed, step
         if progress is not None:
             progress(done, stopping.probes)
         late = stopping.time_budget is not None and clock() - start >= stopping.time_budget
