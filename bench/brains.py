@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import scipy.io
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -189,15 +189,13 @@ def scaled_to(image: Tensor, reference: Tensor) -> Tensor:
 
 def draw(scan: Scan, images: Mapping[str, Tensor], sigmas: Mapping[str, Tensor], path: Path) -> None:
     """Images above, σ maps below."""
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
     shown = dict(images)
     common = scan.reference if scan.reference is not None else images[next(iter(sigmas))]
     if scan.reference is not None:
         shown = {"fully sampled": scan.reference, **shown}
     columns = -(-len(shown) // 2)
-    figure, axes = pyplot.subplots(3, columns, figsize=(2.5 * columns, 8.4), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(2.5 * columns, 8.4), layout="constrained")
+    axes = figure.subplots(3, columns, squeeze=False)
     for place in axes.flat:
         place.axis("off")
     top = float(common.abs().flatten().kthvalue(round(0.995 * common.numel())).values)
@@ -212,7 +210,6 @@ def draw(scan: Scan, images: Mapping[str, Tensor], sigmas: Mapping[str, Tensor],
     if drawn is not None:
         figure.colorbar(drawn, ax=list(axes[2]), shrink=0.8, label="SNR units")
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

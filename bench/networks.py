@@ -24,8 +24,8 @@ from voxelsigma.models.unet import ImageUNet
 from voxelsigma.models.unrolled import Unrolled
 from voxelsigma.models.varnet import VarNet
 from voxelsigma.noise.probes import ProbeSource
-from voxelsigma.training.evaluate import held_out_scans
 from voxelsigma.training.examples import ExampleSettings
+from voxelsigma.training.held_out import held_out_scans
 from voxelsigma.training.volumes import load_volumes
 
 COILS, CENTRE, SNR = 8, 16, 20.0

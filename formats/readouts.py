@@ -4,14 +4,26 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from ismrmrd import Acquisition, AcquisitionHeader
+from ismrmrd import Acquisition, AcquisitionHeader, constants
 from ismrmrd.hdf5 import acquisition_header_dtype
 
 HEADER_DTYPE: np.dtype[np.void] = acquisition_header_dtype
+NOT_IMAGING: Final = (
+    constants.ACQ_IS_NAVIGATION_DATA,
+    constants.ACQ_IS_PHASECORR_DATA,
+    constants.ACQ_IS_HPFEEDBACK_DATA,
+    constants.ACQ_IS_DUMMYSCAN_DATA,
+    constants.ACQ_IS_RTFEEDBACK_DATA,
+    constants.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA,
+    # phase stabilisation; ismrmrd 1.14 has no names for these two
+    30,
+    31,
+)
+"""Flags of readouts that are no lines of the image's k-space."""
 
 Headers = npt.NDArray[np.void]
 Samples = npt.NDArray[np.complex64]

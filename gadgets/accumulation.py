@@ -10,14 +10,13 @@ import numpy.typing as npt
 from ismrmrd import constants
 
 from voxelsigma.formats.header import Encoding
-from voxelsigma.formats.readouts import ReadoutBlock, Samples
+from voxelsigma.formats.readouts import NOT_IMAGING, ReadoutBlock, Samples
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.items import KSpace, NoiseCovariance, Stream, VolumeKey, Whitening, volume_key
 from voxelsigma.gadgets.placement import ReadoutGeometry, line_position, moved_line, placed_samples, removed_upstream
 from voxelsigma.gadgets.properties import boolean, choice, sidecars
 from voxelsigma.gadgets.recon_data import recon_readouts
 from voxelsigma.gadgets.volume import LineBuffer, Volume
-from voxelsigma.gadgets.whitening import NOT_IMAGING
 from voxelsigma.gadgets.wire import Bucket, ReconData
 
 logger = logging.getLogger("voxelsigma.accumulate")

@@ -76,9 +76,9 @@ class VolumeEstimate:
         """Relative standard error of the magnitude map."""
         return self._magnitude_map().relative_error()
 
-    def interval(self) -> tuple[Tensor, Tensor]:
-        """95 % interval of the magnitude map, lower and upper."""
-        return self._magnitude_map().interval()
+    def bound(self, level: float) -> Tensor:
+        """What the magnitude map's σ is below with a probability."""
+        return self._magnitude_map().bound(level)
 
     def _magnitude_map(self) -> SigmaMap:
         return SigmaMap(

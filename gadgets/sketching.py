@@ -246,7 +246,7 @@ def _values(name: str, result: VolumeEstimate, reconstruction: Reconstruction, b
         assert result.complex is not None
         return result.complex * bias
     if name in ("lower", "upper"):
-        return result.interval()[name == "upper"] * bias
+        return result.bound(0.025 if name == "lower" else 0.975) * bias
     made = {
         "magnitude": sigma,
         "error": sigma * result.relative_error,

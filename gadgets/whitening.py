@@ -10,7 +10,7 @@ import numpy as np
 from ismrmrd import constants
 
 from voxelsigma.formats.noise_file import check_finite
-from voxelsigma.formats.readouts import ReadoutBlock
+from voxelsigma.formats.readouts import NOT_IMAGING, ReadoutBlock
 from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.items import Item, Stream, VolumeKey, volume_key
 from voxelsigma.gadgets.noise_sources import NoiseSources, edge_of_kspace, line_distances, oversampled
@@ -25,19 +25,6 @@ from voxelsigma.noise.covariance import (
 from voxelsigma.noise.whitened_variance import OuterLines, WhitenedVariance, whitened_variance
 
 logger = logging.getLogger("voxelsigma.prewhiten")
-
-NOT_IMAGING: Final = (
-    constants.ACQ_IS_NAVIGATION_DATA,
-    constants.ACQ_IS_PHASECORR_DATA,
-    constants.ACQ_IS_HPFEEDBACK_DATA,
-    constants.ACQ_IS_DUMMYSCAN_DATA,
-    constants.ACQ_IS_RTFEEDBACK_DATA,
-    constants.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA,
-    # phase stabilisation; ismrmrd 1.14 has no names for these two
-    30,
-    31,
-)
-"""Flags of readouts that are no lines of the image's k-space."""
 
 ENDS_OF_IMAGES: Final = (
     constants.ACQ_LAST_IN_SLICE,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from voxelsigma.hosts.cli_app import app, console, one_line
+from voxelsigma.hosts.cli_app import app, console, one_line, without_extra
 
 
 @app.command()
@@ -78,11 +78,7 @@ def evaluate(
     try:
         from voxelsigma.training.evaluate import HELD_OUT, EvaluateOptions, run
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("nibabel", "skimage"):
-            raise
-        raise ModuleNotFoundError(
-            f"evaluate: the package {error.name!r} is missing; pip install 'voxelsigma[train]'"
-        ) from None
+        raise without_extra("evaluate", error) from None
     import torch
     from rich.console import Console
 

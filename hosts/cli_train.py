@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from voxelsigma.hosts.cli_app import app
+from voxelsigma.hosts.cli_app import app, without_extra
 
 
 @app.command()
@@ -23,7 +23,7 @@ def train(
         from voxelsigma.training.config import load_config
         from voxelsigma.training.run import train as run
     except ModuleNotFoundError as error:
-        raise ValueError(f"train: needs {error.name}; install it with `pip install voxelsigma[train]`") from None
+        raise without_extra("train", error) from None
     import torch
 
     if threads > 0:

@@ -12,9 +12,8 @@ from ismrmrd import constants
 
 from voxelsigma.formats.atomic import unwritable
 from voxelsigma.formats.raw_file import open_raw
-from voxelsigma.formats.readouts import ReadoutBlock
+from voxelsigma.formats.readouts import NOT_IMAGING, ReadoutBlock
 from voxelsigma.gadgets.items import VolumeKey, volume_key
-from voxelsigma.gadgets.whitening import NOT_IMAGING
 from voxelsigma.gadgets.wire import message
 from voxelsigma.hosts.scan_items import scan_items
 

@@ -150,7 +150,7 @@ def load_card(name: str) -> ModelCard:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
-    return _checked(path, content)
+    return checked_card(path, content)
 
 
 def load_model(card: ModelCard, device: torch.device, **overrides: Any) -> Reconstructor:
@@ -202,7 +202,14 @@ def _load_weights(network: NetworkFunction, card: ModelCard) -> None:
     fill(network, tensors, origin=card.weights, description=f"{card.architecture} {dict(card.hyperparameters)}")
 
 
-def _checked(path: Path, content: Any) -> ModelCard:
+def checked_card(path: Path, content: Any) -> ModelCard:
+    """The card that a file's content makes.
+
+    Raises
+    ------
+    ValueError
+        If it is not valid; the text names the file and the field.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a model card must be a mapping, got {type(content).__name__}")
     for key, value in content.items():

@@ -52,16 +52,16 @@ class SigmaMap:
         return (2 * self.degrees_of_freedom).rsqrt()
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        r"""Confidence interval :math:`\hat\sigma\sqrt{\nu / \chi^2_\nu}` of σ, lower and upper, shape `(...)` each."""
+        """Confidence interval of σ, its lower and upper `bound`, shape `(...)` each."""
+        return self.bound((1 - level) / 2), self.bound((1 + level) / 2)
+
+    def bound(self, level: float) -> Tensor:
+        r"""What σ is below with probability p, :math:`\hat\sigma\sqrt{\nu / \chi^2_{\nu, 1 - p}}`, shape `(...)`."""
         freedom = self.degrees_of_freedom.cpu().double()
         finite = torch.where(freedom.isfinite(), freedom, torch.ones_like(freedom)).numpy()
         raw = (self.sigma.cpu().double() * root_bias(freedom)).numpy()
-        bounds = (
-            raw * np.sqrt(finite / scipy.stats.chi2.ppf(tail, finite)) for tail in ((1 + level) / 2, (1 - level) / 2)
-        )
-        exact = ~freedom.isfinite()
-        lower, upper = (torch.where(exact, self.sigma.cpu().double(), torch.from_numpy(bound)) for bound in bounds)
-        return lower, upper
+        found = torch.from_numpy(raw * np.sqrt(finite / scipy.stats.chi2.ppf(1 - level, finite)))
+        return torch.where(freedom.isfinite(), found, self.sigma.cpu().double())
 
 
 def exact_map(variance: Tensor, kind: MapKind) -> SigmaMap:

@@ -2,7 +2,7 @@
 
 Centred Fourier transforms shift coil images and k-space forth and back. Products with constants and sums over coils
 let a shift pass if their constants are shifted instead, once: then shifts meet their inverses and vanish, or are left
-with one image where there were those of all coils. On a tape that is a tenth of a probe's time.
+with one image where there were those of all coils. Shifts took about a tenth of a probe's time.
 """
 
 from collections import Counter

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from voxelsigma.formats.atomic import write_whole
-from voxelsigma.models.cards import ARCHITECTURES, _checked, load_card, load_model
+from voxelsigma.models.cards import ARCHITECTURES, checked_card, load_card, load_model
 from voxelsigma.models.figures import Figures, checked_figures
 from voxelsigma.models.network import Network
 from voxelsigma.models.weights import fill
@@ -78,7 +78,7 @@ def write_card(
         "licence": licence,
     }
     text = "".join(_entry(key, value) for key, value in entries.items())
-    _checked(card, yaml.safe_load(text))
+    checked_card(card, yaml.safe_load(text))
     write_whole(weights, content)
     write_whole(card, text.encode())
 

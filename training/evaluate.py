@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,13 +14,11 @@ from voxelsigma.models.network import Network
 from voxelsigma.training.agreement import Agreement, agreement
 from voxelsigma.training.card import record
 from voxelsigma.training.compare import applied, baselines, compared, median_sigma, scores
-from voxelsigma.training.examples import Example
 from voxelsigma.training.held_out import (
     HELD_OUT,
     MATRIX,
     SNR,
     Setting,
-    held_out_scans,
     held_out_slices,
     settings,
 )
@@ -37,7 +35,7 @@ from voxelsigma.training.report import (
 from voxelsigma.training.tables import Grid, check_markers, join, replace_between, terminal_table, width_of
 from voxelsigma.training.volumes import Volume, load_volumes
 
-__all__ = ["HELD_OUT", "EvaluateOptions", "agree", "evaluate", "held_out_scans", "run"]
+__all__ = ["HELD_OUT", "EvaluateOptions", "agree", "evaluate", "run"]
 
 QUALITY_MASKS = ("random_2d", "random_1d")
 QUALITY_ACCELERATIONS = (2.0, 4.0, 6.0, 8.0)
@@ -188,7 +186,7 @@ def evaluate(
     results: dict[str, dict[Setting, Result]] = {card.name: {} for card, _ in models}
     for setting in chosen:
         drawn = held_out_slices(volumes, setting.examples(), slices=options.slices, seed=options.seed)
-        scans = [_moved(scan, options.device) for scan in drawn]
+        scans = [scan.to(options.device) for scan in drawn]
         others = baselines(scans)
         tell(f"{setting.name}: linear {others.linear.mean_psnr:.1f} dB")
         for card, model in models:
@@ -211,7 +209,7 @@ def agree(
     found: dict[str, dict[Setting, Agreement]] = {card.name: {} for card, _ in models}
     for setting in chosen:
         (scan,) = held_out_slices(volumes, setting.examples(), slices=1, seed=options.seed)
-        scan = _moved(scan, options.device)
+        scan = scan.to(options.device)
         for card, model in models:
             with _naming(card, setting):
                 one = agreement(model, scan, probes=options.probes, trials=options.trials, seed=options.seed)
@@ -238,15 +236,3 @@ def _naming(card: ModelCard, setting: Setting) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"{card.path}: {setting.name}: {error}") from error
-
-
-def _moved(scan: Example, device: str) -> Example:
-    """A scan on a device."""
-    place = torch.device(device)
-    return replace(
-        scan,
-        kspace=scan.kspace.to(place),
-        sensitivities=scan.sensitivities.to(place),
-        mask=scan.mask.to(place),
-        target=None if scan.target is None else scan.target.to(place),
-    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from voxelsigma.formats.header import COUNTERS, Encoding
 from voxelsigma.formats.noise_file import read_noise_file
 from voxelsigma.formats.raw_file import RawFile, open_raw
-from voxelsigma.formats.readouts import Headers
+from voxelsigma.formats.readouts import NOT_IMAGING, Headers
 from voxelsigma.noise.covariance import gadgetron_scale, whitening_matrix
 from voxelsigma.training.scans import (
     ComplexArray,
@@ -25,19 +25,8 @@ from voxelsigma.training.scans import (
     without_oversampling,
 )
 
-# Readouts that are no lines of an image; 30 and 31, phase stabilisation, have no names in ismrmrd 1.14.
-_NO_LINES: Final = (
-    constants.ACQ_IS_NOISE_MEASUREMENT,
-    constants.ACQ_IS_PARALLEL_CALIBRATION,
-    constants.ACQ_IS_NAVIGATION_DATA,
-    constants.ACQ_IS_PHASECORR_DATA,
-    constants.ACQ_IS_HPFEEDBACK_DATA,
-    constants.ACQ_IS_DUMMYSCAN_DATA,
-    constants.ACQ_IS_RTFEEDBACK_DATA,
-    constants.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA,
-    30,
-    31,
-)
+# Readouts that are no lines of an image.
+_NO_LINES: Final = (constants.ACQ_IS_NOISE_MEASUREMENT, constants.ACQ_IS_PARALLEL_CALIBRATION, *NOT_IMAGING)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,9 +33,9 @@ from voxelsigma.training.compare import (
     sketched,
     zero_filled,
 )
-from voxelsigma.training.evaluate import EvaluateOptions, held_out_scans, run
+from voxelsigma.training.evaluate import EvaluateOptions, run
 from voxelsigma.training.examples import Example, collate
-from voxelsigma.training.held_out import Setting, held_out_slices, settings
+from voxelsigma.training.held_out import Setting, held_out_scans, held_out_slices, settings
 from voxelsigma.training.report import Result, agreement_grid, figures, grids
 from voxelsigma.training.volumes import Volume
 
