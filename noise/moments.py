@@ -1,6 +1,6 @@
 """Second-order sums of pushed probes: all that a sketch remembers, whatever the number of probes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,17 +55,43 @@ def moments(pushed: Tensor, covariate: Tensor | None) -> Moments:
     covariate
         Their covariates w, same shape; None counts as 0.
     """
-    u = pushed.to(torch.complex128)
-    w = torch.zeros_like(u) if covariate is None else covariate.to(torch.complex128)
-    return Moments(
-        count=len(u),
-        u_abs=(u * u.conj()).sum(dim=0).real,
-        u_u=(u * u).sum(dim=0),
-        w_abs=(w * w.conj()).sum(dim=0).real,
-        w_w=(w * w).sum(dim=0),
-        u_wc=(u * w.conj()).sum(dim=0),
-        u_w=(u * w).sum(dim=0),
-    )
+    return accumulate(_nothing(pushed), pushed, covariate)
+
+
+def accumulate(total: Moments, pushed: Tensor, covariate: Tensor | None) -> Moments:
+    """Add a batch of probes to sums, which are written into: a sketch needs no memory that grows or moves.
+
+    The probes are added one by one, in an order that no size of batches changes.
+
+    Parameters
+    ----------
+    total
+        Sums so far; their tensors become those of the answer.
+    pushed, covariate
+        As of `moments`.
+    """
+    for number, probe in enumerate(pushed):
+        u = probe.to(torch.complex128)
+        total.u_abs.add_((u * u.conj()).real)
+        total.u_u.addcmul_(u, u)
+        if covariate is None:
+            continue
+        w = covariate[number].to(torch.complex128)
+        total.w_abs.add_((w * w.conj()).real)
+        total.w_w.addcmul_(w, w)
+        total.u_wc.addcmul_(u, w.conj())
+        total.u_w.addcmul_(u, w)
+    return replace(total, count=total.count + len(pushed))
+
+
+def _nothing(pushed: Tensor) -> Moments:
+    """Sums over no probes of the shape of these."""
+
+    def zeros(dtype: torch.dtype) -> Tensor:
+        return torch.zeros(pushed.shape[1:], dtype=dtype, device=pushed.device)
+
+    squares = {name: zeros(torch.float64) for name in ("u_abs", "w_abs")}
+    return Moments(count=0, **squares, **{name: zeros(torch.complex128) for name in ("u_u", "w_w", "u_wc", "u_w")})
 
 
 def projected(plain: Tensor, conjugated: Tensor, direction: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voxelsigma.noise.chunking import default_chunk
 from voxelsigma.noise.linearize import Linearization
-from voxelsigma.noise.moments import Moments, moments
+from voxelsigma.noise.moments import Moments, accumulate, moments
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.response import Response, fit_response
 from voxelsigma.noise.sigma import MapKind, SigmaMap, sigma_map
@@ -154,17 +154,17 @@ def sketch(
         pushed = _joined([linearization.push(part) for part in batch.split(size)])
         if keep is not None:
             keep(pushed)
-        step = _sums(pushed, None if control is None else control(batch, pushed, size))
+        images = None if control is None else control(batch, pushed, size)
         done += len(batch)
         state = Sketch(
-            sums=step if state is None else state.sums + step,
+            sums=moments(pushed, images) if state is None else accumulate(state.sums, pushed, images),
             direction=direction,
             covariate_variance=None if control is None else control.variance,
             complex_linear=linearization.complex_linear,
             inside=seen,
         )
         # the next probes need the memory
-        del batch, pushed, step
+        del batch, pushed, images
         if progress is not None:
             progress(done, stopping.probes)
         late = stopping.time_budget is not None and clock() - start >= stopping.time_budget
@@ -182,17 +182,6 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
     """Median relative standard error of a map over some voxels."""
     return float(state.map(kind).relative_error()[voxels].median())
-
-
-def _sums(pushed: Tensor, images: Tensor | None) -> Moments:
-    """Sums of a batch, added block by block, in an order that no chunk size changes."""
-    total: Moments | None = None
-    for first in range(0, len(pushed), BLOCK_SIZE):
-        part = slice(first, first + BLOCK_SIZE)
-        block = moments(pushed[part], None if images is None else images[part])
-        total = block if total is None else total + block
-    assert total is not None
-    return total
 
 
 class _Control:
