@@ -16,11 +16,13 @@ from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.images import image_fov_mm, labels
 from voxelsigma.gadgets.items import Whitening
 from voxelsigma.gadgets.planes import Plane, assemble, independent_planes
+from voxelsigma.gadgets.prediction import predicted, predictor_of
 from voxelsigma.gadgets.reconstruction import Reconstruction
 from voxelsigma.gadgets.sketch_properties import SketchProperties
 from voxelsigma.models.sense import SenseReconstruction
 from voxelsigma.noise.covariance import covariance_error
 from voxelsigma.noise.gfactor import noise_ratio
+from voxelsigma.noise.instant import Instant, instant_sketch
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.pico import estimate_linear
 from voxelsigma.noise.precision import Precision, in_precision, reduced
@@ -52,8 +54,8 @@ class VolumeEstimate:
         Medians over the object: degrees of freedom, what the control variate explains.
     probes
         Largest number of probes of a plane.
-    estimator, precision
-        In words.
+    estimator, precision, prior
+        In words; the last says what became of a predicted map.
     """
 
     magnitude: Tensor
@@ -65,6 +67,7 @@ class VolumeEstimate:
     probes: int
     estimator: str
     precision: str
+    prior: str
 
     @property
     def error(self) -> float:
@@ -106,9 +109,10 @@ class Estimator:
         found: list[Maps] = []
         names: dict[str, None] = {}
         precisions: list[Precision] = []
+        judged: list[Instant] = []
         ratios, objects = [], []
         for index, plane in enumerate(reconstruction.planes):
-            maps, name = self._plane(reconstruction, index, kept, precisions, stop)
+            maps, name = self._plane(reconstruction, index, kept, precisions, judged, stop)
             found.append(maps)
             names[name] = None
             windows = reconstruction.functions[index].windows
@@ -131,6 +135,7 @@ class Estimator:
             probes=max(one.probes for one in magnitudes),
             estimator=" and ".join(names),
             precision=str(precisions[0]) if precisions else "float32",
+            prior=_told_of(judged),
         )
         logger.info(
             "sigma of %s: %s, %d probes, relative standard error %.1f %% (median over the object)",
@@ -147,6 +152,7 @@ class Estimator:
         index: int,
         kept: VolumeWriter | None,
         precisions: list[Precision],
+        judged: list[Instant],
         stop: Stop,
     ) -> tuple[Maps, str]:
         """Maps of one plane, and how they were estimated."""
@@ -175,7 +181,7 @@ class Estimator:
             )
         if linear and chosen.estimator != "sketch" and kept is None:
             return self._linear(reconstruction, index, precisions, stop)
-        return self._sketch(reconstruction, index, kept, precisions, stop)
+        return self._sketch(reconstruction, index, kept, precisions, judged, stop)
 
     def _linear(
         self, reconstruction: Reconstruction, index: int, precisions: list[Precision], stop: Stop
@@ -210,36 +216,60 @@ class Estimator:
         index: int,
         kept: VolumeWriter | None,
         precisions: list[Precision],
+        judged: list[Instant],
         stop: Stop,
     ) -> tuple[Maps, str]:
         plane = reconstruction.planes[index]
         linearization = self._taking_turns(reconstruction, index, precisions)
+        value = linearization.value
+        kinds: tuple[MapKind, ...] = ("magnitude", "complex") if value.is_complex() else ("magnitude",)
+        covariate, source = self._covariate(plane, value), plane.probes(self.seed)
+        report = self._reporting(reconstruction, index, stop)
+        # of kept probes as many are wanted as were asked for
+        predictor = predictor_of(reconstruction.card, self.device) if self.properties.prior == "auto" else None
+        if predictor is not None and kept is None:
+            with self.context.turns():
+                priors = predicted(predictor, plane, value, covariate or self._zero_filled(plane, value))
+            instant = instant_sketch(
+                linearization,
+                source,
+                self._target(),
+                priors,
+                fewest=min(self.properties.prior_probes, self.properties.probes),
+                covariate=covariate,
+                chunk=self.properties.chunk,
+                progress=report,
+            )
+            judged.append(instant)
+            name = f"{self._sketch_name()}, predicted prior" if instant.certified else self._sketch_name()
+            return {kind: instant.map(kind) for kind in kinds}, name
         found = sketch(
             linearization,
-            plane.probes(self.seed),
+            source,
             self._stopping(),
-            covariate=self._covariate(plane, linearization.value),
+            covariate=covariate,
             chunk=self.properties.chunk,
             keep=None if kept is None else kept.plane(index, complex_linear=linearization.complex_linear),
-            progress=self._reporting(reconstruction, index, stop),
+            progress=report,
         )
-        maps: Maps = {"magnitude": found.map("magnitude")}
-        if linearization.value.is_complex():
-            maps["complex"] = found.map("complex")
-        return maps, self._sketch_name()
+        return {kind: found.map(kind) for kind in kinds}, self._sketch_name()
 
     def _covariate(self, plane: Plane, image: Tensor) -> Covariate | None:
-        if not self.properties.control_variate:
-            return None
+        return self._zero_filled(plane, image) if self.properties.control_variate else None
+
+    @staticmethod
+    def _zero_filled(plane: Plane, image: Tensor) -> Covariate:
         return plane.problem.covariate(None if image.is_complex() else plane.kspace)
 
     def _sketch_name(self) -> str:
         return "sketch with control variate" if self.properties.control_variate else "sketch"
 
     def _stopping(self) -> Stopping:
+        return self._target() if self.properties.seed is None else self._target().seeded()
+
+    def _target(self) -> Stopping:
         chosen = self.properties
-        stopping = Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
-        return stopping if chosen.seed is None else stopping.seeded()
+        return Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
 
     def _reporting(self, reconstruction: Reconstruction, index: int, stop: Stop) -> Callable[[int, int], None]:
         total = len(reconstruction.planes)
@@ -304,6 +334,16 @@ class Estimator:
         )
         axis = 2 if kspace.volumetric else 0
         return self.context.probes.volume(meta, image, plane_axis=axis, probes=self.properties.probes)
+
+
+def _told_of(judged: list[Instant]) -> str:
+    """What became of the predictions of the planes of a volume, in words."""
+    if not judged:
+        return "none"
+    dropped = [one.certificate.worst for one in judged if not one.certified]
+    if not dropped:
+        return "certified"
+    return f"dropped for {len(dropped)} of {len(judged)} planes: a region is off by {100 * max(dropped):.0f} % or more"
 
 
 def _tell(model: str, linearization: Linearization) -> None:

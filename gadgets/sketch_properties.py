@@ -19,6 +19,8 @@ class SketchProperties:
     axis), and for other linear reconstructions probes image space (`pico`) or k-space (`sketch`), by what their first
     probes tell. `dtype` is the data type of the series.
     `precision` `auto` lets a GPU push probes in bfloat16 or TF32 where the first ones show that σ stays within 1 %.
+    `prior` `auto` begins with the map that the model's predictor makes, if its card has one: after `prior_probes`
+    probes it is tested, and while it passes, those (or as many as `target_error` takes) are enough.
     `model` names the card of images that another process made, where that card is not a shipped one.
     """
 
@@ -29,6 +31,8 @@ class SketchProperties:
     maps: tuple[str, ...] = several(("magnitude",), *MAPS)
     estimator: str = choice("auto", "auto", "sketch", "pico", "exact")
     control_variate: bool = boolean(True)
+    prior: str = choice("auto", "auto", "off")
+    prior_probes: int = integer(8, 8, 65536)
     model: str = text("sense")
     chunk: int | None = integer(None, 1, 4096)
     precision: str = choice("auto", "auto", "float32")

@@ -211,6 +211,7 @@ class Sketch:
             **method_meta(reconstruction.card, None if stated is None else float(stated), reconstruction.sensitivities),
             "voxelsigma_estimator": result.estimator,
             "voxelsigma_probes": result.probes,
+            "voxelsigma_prior": result.prior,
             "voxelsigma_precision": "" if exact else result.precision,
             "voxelsigma_seed": "" if exact else str(self.seed),
             "voxelsigma_sketch_error": f"{result.error:.4g}",

@@ -6,6 +6,7 @@ import torch
 
 from voxelsigma.gadgets.chaining import GadgetSpec
 from voxelsigma.gadgets.planes import pick_device
+from voxelsigma.gadgets.prediction import predictor_of
 from voxelsigma.gadgets.properties import parse_properties
 from voxelsigma.gadgets.reconstruction import ReconstructProperties, load_method
 from voxelsigma.models.cards import Reconstructor, load_card
@@ -17,7 +18,7 @@ _COILS = 4
 
 
 def warm(specs: Iterable[GadgetSpec]) -> tuple[str, ...]:
-    """Load the models of all `reconstruct` gadgets and push a probe through each.
+    """Load the models of all `reconstruct` gadgets, and their predictors, and push a probe through each.
 
     Returns
     -------
@@ -35,6 +36,7 @@ def warm(specs: Iterable[GadgetSpec]) -> tuple[str, ...]:
         properties = parse_properties(ReconstructProperties, spec.name, spec.properties)
         card, device = load_card(properties.model), pick_device(properties.device)
         _run_once(load_method(card, device, properties.regularization), device)
+        predictor_of(card, device)
         names.append(card.name)
     return tuple(dict.fromkeys(names))
 

@@ -11,10 +11,10 @@ from typing import Annotated, NoReturn
 import typer
 
 import voxelsigma
-from voxelsigma.hosts import cli_models, cli_roi, cli_servers, cli_train
+from voxelsigma.hosts import cli_distill, cli_models, cli_roi, cli_servers, cli_train
 from voxelsigma.hosts.cli_app import app, console, one_line
 
-__all__ = ["app", "cli_models", "cli_roi", "cli_servers", "cli_train", "main"]
+__all__ = ["app", "cli_distill", "cli_models", "cli_roi", "cli_servers", "cli_train", "main"]
 
 
 @app.command()

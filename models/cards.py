@@ -31,12 +31,17 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
 }
 """Networks by the name that a card gives as its architecture."""
 
+PREDICTOR_SUFFIX = ".sigma.safetensors"
+"""How the file of a predictor of σ maps ends."""
+
 _KEYS = {
     "name": str,
     "architecture": str,
     "hyperparameters": dict,
     "weights": str,
     "sha256": str,
+    "predictor": str,
+    "predictor_sha256": str,
     "estimates_sensitivities": bool,
     "fit_for": dict,
     "trained_on": str,
@@ -87,6 +92,10 @@ class ModelCard:
         The file beside the card; None for a method without any.
     sha256
         Of the weights.
+    predictor
+        The file of its predictor of σ maps, beside the card; None without one.
+    predictor_sha256
+        Of that file.
     acceleration, coils
         Smallest and largest value it is fit for.
     dimension
@@ -108,6 +117,8 @@ class ModelCard:
     acceleration: tuple[float, float]
     coils: tuple[int, int]
     dimension: int
+    predictor: Path | None = None
+    predictor_sha256: str = ""
     estimates_sensitivities: bool = False
     figures: tuple[Figures, ...] = ()
     licence: str = ""
@@ -241,6 +252,8 @@ def checked_card(path: Path, content: Any) -> ModelCard:
         hyperparameters=content.get("hyperparameters", {}),
         weights=_weights_path(path, content["weights"]) if with_weights else None,
         sha256=content.get("sha256", ""),
+        predictor=_predictor_path(path, content),
+        predictor_sha256=content.get("predictor_sha256", ""),
         estimates_sensitivities=_estimates(path, content),
         figures=checked_figures(path, content.get("figures", [])),
         licence=content["licence"],
@@ -289,4 +302,17 @@ def _weights_path(path: Path, name: str) -> Path:
             f"{path}: field 'weights' must name a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file beside the card, "
             f"got {name!r}"
         )
+    return path.parent / name
+
+
+def _predictor_path(path: Path, content: Mapping[str, Any]) -> Path | None:
+    """A predictor lies beside its card, and is named with its hash or not at all."""
+    given = [key for key in ("predictor", "predictor_sha256") if key in content]
+    if not given:
+        return None
+    if len(given) == 1:
+        raise ValueError(f"{path}: has only {given[0]!r} of 'predictor' and 'predictor_sha256'; expected both or none")
+    name = content["predictor"]
+    if Path(name).name != name or not name.endswith(PREDICTOR_SUFFIX):
+        raise ValueError(f"{path}: field 'predictor' must name a {PREDICTOR_SUFFIX} file beside the card, got {name!r}")
     return path.parent / name

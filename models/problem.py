@@ -141,4 +141,5 @@ class PlaneProblem:
             push=push,
             variance=zero_filled_variance(sensitivities, white).double(),
             filtered_variance=lambda response: filtered_variance(response, sensitivities, correlation),
+            correlation=correlation,
         )

@@ -1,6 +1,7 @@
 """The U-Net, and the image-to-image reconstruction that is nothing else."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +142,7 @@ class ImageUNet(nn.Module):
         return images.reshape(zero_filled.shape)
 
 
-def padded_apply(network: nn.Module, images: Tensor, multiple: int) -> Tensor:
+def padded_apply(network: Callable[[Tensor], Tensor], images: Tensor, multiple: int) -> Tensor:
     """Apply a network to images padded with zeros to a multiple of both axes, and crop what comes out."""
     rows, columns = images.shape[-2:]
     wanted = [-(-size // multiple) * multiple for size in (rows, columns)]

@@ -30,11 +30,14 @@ class Covariate:
     filtered_variance
         :math:`E|c|^2` behind a filter, in closed form: then a filter that fits the reconstruction is learned from the
         first block of probes. None where it is not known: w itself is the covariate.
+    correlation
+        p of `coil_correlation`; None where it is not known.
     """
 
     push: Callable[[Tensor], Tensor]
     variance: Tensor
     filtered_variance: Callable[[Response], Tensor] | None = None
+    correlation: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,7 @@ def sketch(
     kind: MapKind = "magnitude",
     chunk: int | None = None,
     keep: Callable[[Tensor], None] | None = None,
+    enough: Callable[[Sketch], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sketch:
@@ -136,6 +140,8 @@ def sketch(
         Probes pushed at a time; None chooses from the memory that one needs, and the device.
     keep
         Given every batch of pushed probes, `(probes, ...)`, in their order.
+    enough
+        Asked after every step; what it says ends the sketch too.
     progress, clock
         Told (probes done, probes at most) after every step; monotonic seconds.
     """
@@ -169,6 +175,8 @@ def sketch(
             progress(done, stopping.probes)
         late = stopping.time_budget is not None and clock() - start >= stopping.time_budget
         if late or (stopping.target_error is not None and _error(state, kind, seen) <= stopping.target_error):
+            break
+        if enough is not None and enough(state):
             break
     assert state is not None
     return state

@@ -13,9 +13,11 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from voxelsigma.formats.atomic import write_whole
-from voxelsigma.models.cards import ARCHITECTURES, checked_card, load_card, load_model
+from voxelsigma.models.cards import ARCHITECTURES, ModelCard, checked_card, load_card, load_model
 from voxelsigma.models.figures import Figures, checked_figures
 from voxelsigma.models.network import Network
+from voxelsigma.models.predictor import SigmaPredictor
+from voxelsigma.models.predictor_file import predictor_content
 from voxelsigma.models.weights import fill
 
 _TEXTS = ("trained_on", "evaluation")
@@ -126,6 +128,63 @@ def record(card: Path, evaluation: str, figures: Sequence[Figures] = ()) -> None
     write_whole(card, text.encode())
 
 
+def save_predictor(path: Path, predictor: SigmaPredictor, card: ModelCard) -> str:
+    """Write a predictor's file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Where to.
+    predictor
+        Whose weights to save.
+    card
+        Of the network that it predicts.
+
+    Returns
+    -------
+        Hash of the file, for the card.
+
+    Raises
+    ------
+    ValueError
+        If a reader would refuse it (`predictor_content`).
+    OSError
+        If it cannot be written.
+    """
+    content = predictor_content(predictor, card)
+    write_whole(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def record_predictor(card: Path, predictor: str, sha256: str, *, into: Path | None = None) -> None:
+    """Put the entries `predictor` and `predictor_sha256` into a card; all others stay as they are written.
+
+    Parameters
+    ----------
+    card
+        The YAML file.
+    predictor, sha256
+        Name of the predictor's file, which lies beside the card, and its hash.
+    into
+        The file to write; None for the card itself.
+
+    Raises
+    ------
+    ValueError
+        If a reader would refuse the card, or it does not have its fields at the beginning of a line each.
+    """
+    text = card.read_text(encoding="utf-8")
+    entries = {"predictor": predictor, "predictor_sha256": sha256}
+    wanted = {**yaml.safe_load(text), **entries}
+    path = into or card
+    checked_card(path, wanted)
+    for key, value in entries.items():
+        text = _replaced(text, key, _entry(key, value))
+    if _entries(text) != wanted:
+        raise ValueError(f"{card}: a predictor cannot be recorded; expected every field at the beginning of a line")
+    write_whole(path, text.encode())
+
+
 def _check_fits(card: Path, state: Mapping[str, torch.Tensor], architecture: str, values: Mapping[str, Any]) -> None:
     """Whether a state is that of the network that a reader of the card will build."""
     if architecture not in ARCHITECTURES:
@@ -172,13 +231,18 @@ def _replaced(text: str, key: str, lines: str) -> str:
 
 def _compared(text: str) -> Any:
     """The entries of a card's text, the evaluation without its line breaks."""
-    try:
-        entries = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None
+    entries = _entries(text)
     if isinstance(entries, dict) and isinstance(entries.get("evaluation"), str):
         entries["evaluation"] = " ".join(entries["evaluation"].split())
     return entries
+
+
+def _entries(text: str) -> Any:
+    """What a card's text says, None where it is not valid YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _folded(text: str) -> str:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,14 +19,36 @@ from torch.utils.data import DataLoader, Dataset
 from voxelsigma.formats.atomic import whole_file
 from voxelsigma.models.weights import check_safe_pickles
 from voxelsigma.training.config import FitSettings
-from voxelsigma.training.examples import Example
-from voxelsigma.training.objectives import Objective
 from voxelsigma.training.start import parameter_groups
 
 CHECKPOINT = "last.ckpt"
 
-Draw = Callable[[int], Example]
+Moved = TypeVar("Moved")
+
+
+class Batch(Protocol):
+    """What a step trains on, such as `Example`."""
+
+    def to(self: Moved, device: torch.device | str, dtype: torch.dtype | None = None) -> Moved:
+        """Move it to a device, and to a real type if one is given."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+Seen_contra = TypeVar("Seen_contra", contravariant=True)
+
+Draw = Callable[[int], BatchT]
 """Batch of a number, always the same one."""
+
+
+class Loss(Protocol[Seen_contra]):
+    """The loss of a network on a batch; see `Objective`, which is the one for examples."""
+
+    def __call__(
+        self, network: nn.Module, example: Seen_contra, rng: np.random.Generator, *, progress: float = 1.0
+    ) -> Tensor:
+        """Loss, a function of its arguments alone."""
+        ...
 
 
 class DivergedError(ValueError):
@@ -45,8 +67,8 @@ def make_fabric(settings: FitSettings, folder: Path, *, accelerator: str = "auto
 
 def fit(
     network: nn.Module,
-    objective: Objective,
-    draw: Draw,
+    objective: Loss[BatchT],
+    draw: Draw[BatchT],
     settings: FitSettings,
     *,
     folder: Path,
@@ -62,7 +84,7 @@ def fit(
     Parameters
     ----------
     network
-        Called with `(kspace, sensitivities, mask)`, returns images.
+        Called by the objective alone.
     objective
         The loss of a batch.
     draw
@@ -127,15 +149,15 @@ def fit(
     return first
 
 
-class _Batches(Dataset[Example]):
-    def __init__(self, draw: Draw) -> None:
+class _Batches(Dataset[BatchT]):
+    def __init__(self, draw: Draw[BatchT]) -> None:
         self.draw = draw
 
-    def __getitem__(self, number: int) -> Example:
+    def __getitem__(self, number: int) -> BatchT:
         return self.draw(number)
 
 
-def _loader(draw: Draw, settings: FitSettings, fabric: Fabric, first: int) -> "DataLoader[Example]":
+def _loader(draw: Draw[BatchT], settings: FitSettings, fabric: Fabric, first: int) -> "DataLoader[BatchT]":
     world = fabric.world_size
     numbers = range(first * world + fabric.global_rank, settings.steps * world, world)
     return DataLoader(_Batches(draw), batch_size=None, sampler=numbers, num_workers=settings.workers)

@@ -59,6 +59,11 @@ def test_a_card_is_read_as_it_is_written(write: Callable[[Any], str], tmp_path: 
     )
 
 
+def test_a_predictor_lies_beside_its_card(write: Callable[[Any], str], tmp_path: Path) -> None:
+    card = load_card(write(edited(predictor="tiny.sigma.safetensors", predictor_sha256="ab")))
+    assert (card.predictor, card.predictor_sha256) == (tmp_path / "tiny.sigma.safetensors", "ab")
+
+
 def test_weights_are_those_of_the_file(write: Callable[[Any], str]) -> None:
     model = load_model(load_card(write(good_card())), CPU)
     assert isinstance(model, Network)
@@ -184,6 +189,22 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         ),
         pytest.param(edited(weights=...), "lacks 'weights' or 'sha256', which 'unrolled' needs", id="no weights"),
         pytest.param(edited(sha256=...), "lacks 'weights' or 'sha256', which 'unrolled' needs", id="no hash"),
+        *(
+            pytest.param(
+                edited(**{key: "tiny.sigma.safetensors"}),
+                f"has only '{key}' of 'predictor' and 'predictor_sha256'; expected both or none",
+                id=f"{key} alone",
+            )
+            for key in ("predictor", "predictor_sha256")
+        ),
+        *(
+            pytest.param(
+                edited(predictor=name, predictor_sha256="ab"),
+                re.escape(f"field 'predictor' must name a .sigma.safetensors file beside the card, got {name!r}"),
+                id=f"predictor {number}",
+            )
+            for number, name in enumerate(("../tiny.sigma.safetensors", "tiny.safetensors", "/x.sigma.safetensors", ""))
+        ),
         pytest.param(
             fit_for(coils=...),
             "field 'fit_for' must have acceleration, coils, dimension, got acceleration, dimension",

@@ -119,8 +119,10 @@ def test_least_squares_is_the_dense_solution() -> None:
     assert float((found - expected).norm() / expected.norm()) < 1e-4
 
 
-def test_comparison_takes_the_best_regularization(scans: list[Example]) -> None:
-    tried = (1e-3, 0.1, 100.0)
+@pytest.mark.parametrize(
+    "tried", [(1e-3, 0.1, 100.0), (0.3, 1.0, 3.0, 10.0, 30.0), (1e-5, 1e-4, 1e-3, 1e-2), (0.02,)], ids=str
+)
+def test_comparison_takes_the_best_regularization(scans: list[Example], tried: tuple[float, ...]) -> None:
     result = compared(scores(applied(shipped(network("unrolled"))), scans), baselines(scans, tried))
     each = {value: scores(lambda scan, by=value: least_squares(scan, by), scans).mean_psnr for value in tried}  # type: ignore[misc]
     assert result.linear == max(each.values())
@@ -326,7 +328,8 @@ def test_the_other_reconstructions_are_made_once_for_all_cards(
 
     monkeypatch.setattr("voxelsigma.training.compare.least_squares", counted)
     evaluated(cards=(str(cards["unet"]), str(cards["unrolled"])), data=data)
-    assert sorted(tried) == sorted(2 * REGULARIZATIONS)
+    # all are equally good: the middle one and its neighbours, for both scans
+    assert sorted(tried) == sorted(2 * REGULARIZATIONS[2:5])
 
 
 def test_an_agreement_goes_into_the_same_file(cards: dict[str, Path], data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,177 @@
+"""The network that predicts σ maps, and what it sees of a scan."""
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from voxelsigma.models.unet import padded_apply
+from voxelsigma.noise.prior import Prior
+from voxelsigma.noise.sigma import MapKind
+from voxelsigma.noise.voxels import object_mask, phase_factor
+
+KINDS: Final[tuple[MapKind, ...]] = ("magnitude", "complex")
+"""Maps in the order of the predictor's outputs: the logarithms of variance and degrees of freedom of each."""
+
+PARTS: Final[Mapping[MapKind, float]] = {"magnitude": 0.5, "complex": 1.0}
+"""Part of the zero-filled image's noise energy that each kind of map is measured by."""
+
+LAGS: Final = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 1), (0, 3), (3, 0))
+"""Distances (y, x) at which the noise of the zero-filled image is correlated, by the mask's point spread."""
+
+FEATURES: Final = 6 + len(LAGS)
+
+_SMALLEST: Final = 1e-3
+_FREEDOM: Final = (math.log(2.0), math.log(1000.0))
+
+
+class SigmaPredictor(nn.Module):
+    r"""A U-Net without normalisation, from features of a scan to log-variances and their worth.
+
+    .. math:: \log \frac{s_0}{v_\text{zf}}, \; \log \nu_0
+
+    for the magnitude and the complex map, relative to the closed-form variance of the zero-filled image. Levels of the
+    features mean something here (how noisy, how much was sampled), so that nothing is normalised.
+
+    Parameters
+    ----------
+    channels
+        Feature channels of the first level; twice as many on the third.
+    levels
+        How often the resolution is halved.
+
+    Attributes
+    ----------
+    calibration
+        Factor on :math:`\nu_0` of each kind of map, shape `(kinds,)`: 1 until it is measured.
+    """
+
+    def __init__(self, *, channels: int = 24, levels: int = 3) -> None:
+        super().__init__()
+        if levels < 1 or channels < 1:
+            raise ValueError(f"predictor: levels and channels must be at least 1, got {levels} and {channels}")
+        widths = [round(channels * 1.5**level) for level in range(levels + 1)]
+        self.levels = levels
+        self.down = nn.ModuleList(
+            _Block(given, width) for given, width in zip([FEATURES, *widths[:-1]], widths, strict=True)
+        )
+        self.up = nn.ModuleList(
+            _Block(below + width, width) for below, width in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.last = nn.Conv2d(widths[0], 2 * len(KINDS), kernel_size=1)
+        self.calibration: Tensor
+        self.register_buffer("calibration", torch.ones(len(KINDS)))
+        nn.init.zeros_(self.last.weight)
+        with torch.no_grad():
+            assert self.last.bias is not None
+            self.last.bias.copy_(torch.tensor([0.0, math.log(10.0)] * len(KINDS)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Predict from features `(batch, FEATURES, y, x)`.
+
+        Returns
+        -------
+            `(batch, kinds, 2, y, x)`: log variance over the zero-filled one, and log degrees of freedom.
+        """
+        found = padded_apply(self._unet, features, 2**self.levels)
+        found = found.reshape(len(found), len(KINDS), 2, *found.shape[-2:])
+        freedom = found[:, :, 1].clamp(*_FREEDOM)
+        return torch.stack([found[:, :, 0], freedom], dim=2)
+
+    @torch.no_grad()
+    def predict(self, features: Tensor, zero_filled_variance: Tensor) -> dict[MapKind, Prior]:
+        r"""What both maps of a scan should be.
+
+        .. math:: s_0 = v_\text{zf} \, c_k e^{o_{k,0}}, \qquad \nu_0 = g_k e^{o_{k,1}}
+
+        with the outputs o, the calibration g, and :math:`c = 1/2` for the magnitude map, whose component holds half
+        of the noise, 1 for the complex one. Of a real reconstruction only the magnitude map means anything.
+
+        Parameters
+        ----------
+        features
+            Of `scan_features`, shape `(FEATURES, y, x)`.
+        zero_filled_variance
+            :math:`v_\text{zf}`, closed-form variance of the zero-filled image, shape `(y, x)`.
+
+        Returns
+        -------
+            A prior of each kind, `(y, x)`, float64, on the device of the variance.
+        """
+        given = features.unsqueeze(0).to(self.last.weight.device, self.last.weight.dtype)
+        variance = zero_filled_variance.double()
+        # (1, kinds, 2, y, x) -> (kinds, 2, y, x)
+        found = self(given)[0].double().to(variance.device)
+        return {
+            kind: Prior(variance=variance * PARTS[kind] * output[0].exp(), freedom=float(factor) * output[1].exp())
+            for kind, output, factor in zip(KINDS, found, self.calibration, strict=True)
+        }
+
+    def _unet(self, features: Tensor) -> Tensor:
+        skips = []
+        for place, block in enumerate(self.down):
+            features = block(features if place == 0 else functional.avg_pool2d(features, 2))
+            skips.append(features)
+        skips.pop()
+        for block in self.up:
+            above = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+            features = block(torch.cat([above, skips.pop()], dim=1))
+        return self.last(features)
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions, the second beside a shortcut."""
+
+    def __init__(self, given: int, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(given, channels, kernel_size=3, padding=1)
+        self.second = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        begun = functional.silu(self.first(features))
+        return functional.silu(begun + self.second(begun))
+
+
+def scan_features(image: Tensor, zero_filled: Tensor, variance: Tensor, correlation: Tensor, fraction: float) -> Tensor:
+    r"""What a predictor sees of a scan; the same for a scan in other units.
+
+    Brightness :math:`\log(|x|/m)`, the zero-filled image turned by the image's phase :math:`e^{-i\phi} z / m` (real,
+    imaginary), their difference :math:`|x - z| / m`, the noise level :math:`\log(\sqrt{v}/m)`, the sampled fraction
+    :math:`\log f`, and the noise's correlations :math:`|p(d)|/p(0)` at `LAGS`; m is the object's mean magnitude.
+
+    Parameters
+    ----------
+    image
+        The reconstruction x, shape `(y, x)`, complex or real.
+    zero_filled
+        z, the coil-combined zero-filled image on the same grid, `(y, x)`.
+    variance
+        v, closed-form variance of its noise, `(y, x)`.
+    correlation
+        p of `coil_correlation`.
+    fraction
+        f, the sampled part of k-space.
+
+    Returns
+    -------
+        Shape `(FEATURES, y, x)`, float32.
+    """
+    level = image.abs()[object_mask(image)].mean().double()
+    phase = phase_factor(image if image.is_complex() else zero_filled)
+    turned = phase.conj() * zero_filled.to(torch.complex128) / level
+    bright = image.abs().double() / level
+    middle = correlation.shape[0] // 2
+    spread = correlation.abs() / correlation[middle, middle].abs()
+    planes = [
+        (bright + _SMALLEST).log() / 2,
+        turned.real,
+        turned.imag,
+        (bright - turned).abs(),
+        ((variance.double().clamp_min(0).sqrt() / level) + _SMALLEST).log() + 2,
+        torch.full_like(bright, math.log(fraction) + 1),
+        *(torch.full_like(bright, float(spread[middle + y, middle + x])) for y, x in LAGS),
+    ]
+    return torch.stack(planes).float()

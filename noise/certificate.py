@@ -1,0 +1,153 @@
+"""Whether a predicted σ map agrees with the probes of this very scan, region by region."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import scipy.stats
+import torch
+from torch import Tensor
+
+VOXELS_PER_REGION: Final = 400
+"""Fewer would hold too few independent numbers to tell 15 % from 30 % with 16 probes."""
+MOST_REGIONS: Final = 32
+TOLERANCE: Final = 0.15
+LEVEL: Final = 0.99
+
+_SMALLEST = 1e-30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    r"""What the probes say of a prediction.
+
+    Parameters
+    ----------
+    log_ratio
+        :math:`\log(\sigma_\text{probes} / \sigma_\text{predicted})` of every region, shape `(regions,)`.
+    error
+        Standard error of each, shape `(regions,)`.
+    excess
+        By how much :math:`|\log|` exceeds 0 for certain (one-sided `LEVEL`, Bonferroni over the regions), `(regions,)`.
+    together
+        A, how many voxels fluctuate together.
+    tolerance
+        Largest relative error of σ that is let pass.
+    probes
+        S, how many were asked.
+    """
+
+    log_ratio: Tensor
+    error: Tensor
+    excess: Tensor
+    together: float
+    tolerance: float
+    probes: int
+
+    @property
+    def worst(self) -> float:
+        """Largest excess of a region, as a relative error of σ."""
+        return float(self.excess.max().expm1())
+
+    @property
+    def passed(self) -> bool:
+        """Whether no region is off by more than the tolerance for certain."""
+        return self.worst <= self.tolerance
+
+
+def regions(inside: Tensor) -> Tensor:
+    """Cut an object into parts of much the same number of voxels, by halving along the longer side again and again.
+
+    Parameters
+    ----------
+    inside
+        Voxels of the object, shape `(y, x)`, boolean.
+
+    Returns
+    -------
+        Number of each voxel's region, shape `(y, x)`; -1 outside.
+    """
+    places = inside.cpu().nonzero()
+    count = max(1, min(MOST_REGIONS, len(places) // VOXELS_PER_REGION))
+    labels = torch.full(inside.shape, -1, dtype=torch.long)
+    for number, part in enumerate(_parts(places, count)):
+        labels[part[:, 0], part[:, 1]] = number
+    return labels.to(inside.device)
+
+
+def _parts(places: Tensor, count: int) -> list[Tensor]:
+    """Divide voxels `(voxels, 2)` into so many parts."""
+    if count == 1:
+        return [places]
+    extent = places.amax(dim=0) - places.amin(dim=0)
+    ordered = places[places[:, int(extent.argmax())].argsort(stable=True)]
+    first = count // 2
+    cut = len(ordered) * first // count
+    return [*_parts(ordered[:cut], first), *_parts(ordered[cut:], count - first)]
+
+
+class RegionEnergies:
+    r"""Energy of every probe in every region over what was predicted, :math:`\overline{a_{s,i}^2 / s_{0,i}}`.
+
+    Parameters
+    ----------
+    labels
+        Of `regions`, shape `(y, x)`.
+    variance
+        Predicted :math:`s_0` of the in-phase component, shape `(y, x)`.
+    direction
+        Phase factor of the image, shape `(y, x)`, complex.
+    """
+
+    def __init__(self, labels: Tensor, variance: Tensor, direction: Tensor) -> None:
+        self._labels = labels.flatten()
+        self._chosen = (self._labels >= 0) & (variance.flatten() > 0)
+        self._variance = variance.flatten()[self._chosen].double()
+        self._direction = direction.flatten()[self._chosen].conj()
+        self.counts = torch.bincount(self._labels[self._chosen], minlength=int(self._labels.max()) + 1)
+        self._seen: list[Tensor] = []
+
+    def add(self, pushed: Tensor) -> None:
+        """Take a batch of pushed probes in, shape `(probes, y, x)`."""
+        inside = pushed.flatten(1)[:, self._chosen].to(self._direction.dtype)
+        energies = (self._direction * inside).real.square() / self._variance
+        sums = energies.new_zeros(len(pushed), len(self.counts))
+        sums.index_add_(1, self._labels[self._chosen], energies)
+        self._seen.append((sums / self.counts.clamp_min(1)).cpu())
+
+    def certificate(self, tolerance: float = TOLERANCE) -> Certificate:
+        r"""Test the prediction with the probes seen so far.
+
+        A region of N voxels holds :math:`N / A` independent numbers, where the A voxels that fluctuate together follow
+        from how its energy varies from probe to probe (the sum of the energies' spatial autocovariance over all its
+        pairs of voxels), pooled over the regions:
+
+        .. math:: A = \operatorname{mean}_g \frac{N_g \operatorname{Var}_s e_{s,g}}{2 \bar e_g^2}, \qquad
+            \operatorname{SE}(\log \hat\sigma_g) = \tfrac12 \sqrt{2 A / (N_g S)}
+
+        Raises
+        ------
+        ValueError
+            With fewer than 2 probes.
+        """
+        energies = torch.cat(self._seen) if self._seen else torch.empty(0, 0)
+        probes = len(energies)
+        if probes < 2:
+            raise ValueError(f"certificate: {probes} probes; a test needs at least 2")
+        counts = self.counts.cpu().double()
+        known = counts > 0
+        counts, energies = counts[known], energies[:, known]
+        mean = energies.mean(dim=0).clamp_min(_SMALLEST)
+        together = (counts * energies.var(dim=0) / (2 * mean.square())).mean()
+        error = 0.5 * (2 * together / (counts * probes)).sqrt()
+        log_ratio = mean.log() / 2
+        freedom = len(counts) * (probes - 1)
+        quantile = float(scipy.stats.t.ppf(1 - (1 - LEVEL) / len(counts), freedom))
+        excess = (log_ratio.abs() - quantile * error).clamp_min(0)
+        return Certificate(
+            log_ratio=log_ratio,
+            error=error,
+            excess=excess,
+            together=max(1.0, float(together)),
+            tolerance=tolerance,
+            probes=probes,
+        )

@@ -1,0 +1,212 @@
+"""What a predictor is taught: measured as a sketch measures, stored, read back, and refused where it is damaged."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.training.distilled import tiny_network, tiny_scan
+
+from voxelsigma.models.predictor import FEATURES, KINDS
+from voxelsigma.noise.linearize import linearize
+from voxelsigma.noise.probes import ProbeSource
+from voxelsigma.noise.voxels import object_mask, phase_factor
+from voxelsigma.training.compare import plane_of
+from voxelsigma.training.examples import Example
+from voxelsigma.training.target_files import target_files
+from voxelsigma.training.targets import CheckTarget, ScanTarget, measure, measure_twice
+
+
+@pytest.fixture(scope="module")
+def scan() -> Example:
+    return tiny_scan()
+
+
+@pytest.fixture(scope="module")
+def target(scan: Example) -> ScanTarget:
+    return measure(tiny_network(), scan, probes=6, seed=3, number=2)
+
+
+@pytest.fixture(scope="module")
+def check(scan: Example) -> CheckTarget:
+    return measure_twice(tiny_network(), scan, probes=6, seed=3, number=2)
+
+
+def same(one: ScanTarget, other: ScanTarget) -> bool:
+    return type(one) is type(other) and all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
+    )
+
+
+def test_it_is_what_the_pushed_probes_say(scan: Example, target: ScanTarget) -> None:
+    plane = plane_of(scan)
+    with torch.no_grad():
+        linearization = linearize(tiny_network().bind(plane), scan.kspace)
+        source = ProbeSource(variance=plane.variance, coils=len(scan.kspace), seed=3, counters=(2, 0))
+        pushed = linearization.push(source.block(0)[:6]).to(torch.complex128)
+    in_phase = (phase_factor(linearization.value).conj() * pushed).real.square().mean(dim=0)
+    energy = pushed.abs().square().mean(dim=0)
+    np.testing.assert_allclose(target.measured, torch.stack([in_phase, energy]).numpy(), rtol=1e-5)
+    kappa = (pushed.square().sum(dim=0).abs() / pushed.abs().square().sum(dim=0).clamp_min(1e-30)).square()
+    circularity = ((6 * kappa - 1) / 5).clamp(0, 1)
+    np.testing.assert_allclose(target.freedom[1], 12 / (1 + circularity).numpy(), rtol=1e-5)
+    assert np.all(target.freedom[0] == 6)
+    variance = 2 * scan.mask.mean() * scan.sensitivities.abs().square().sum(dim=0)
+    np.testing.assert_allclose(target.zero_filled, variance.numpy(), rtol=1e-5)
+    assert np.array_equal(target.inside, object_mask(linearization.value).numpy())
+    assert target.features.shape == (FEATURES, *target.shape)
+    assert (target.features.dtype.name, target.probes, target.real) == ("float16", 6, False)
+    assert target.shape == tuple(scan.kspace.shape[-2:])
+
+
+def test_a_scan_and_its_number_decide(scan: Example, target: ScanTarget) -> None:
+    assert same(measure(tiny_network(), scan, probes=6, seed=3, number=2), target)
+    for seed, number in ((3, 1), (4, 2)):
+        other = measure(tiny_network(), scan, probes=6, seed=seed, number=number)
+        assert np.array_equal(other.features, target.features)
+        assert not np.array_equal(other.measured, target.measured)
+
+
+def test_both_halves_are_sketches_of_their_own(target: ScanTarget, check: CheckTarget) -> None:
+    assert np.array_equal(check.features, target.features)
+    assert not np.array_equal(check.measured, target.measured)
+    assert check.together >= 1
+    for place, kind in enumerate(KINDS):
+        first = check.first(kind)
+        assert (first.kind, first.probes) == (kind, 6)
+        inside = check.inside
+        ratio = np.square(first.sigma.numpy()[inside]).mean() / check.measured[place][inside].mean()
+        # two sketches with 6 probes of the same thing, over some hundred voxels
+        assert ratio == pytest.approx(1, abs=0.3)
+        assert not np.allclose(np.square(first.sigma.numpy()[inside]), check.measured[place][inside], rtol=0.05)
+
+
+def test_a_real_reconstruction_has_one_map(scan: Example) -> None:
+    found = measure(tiny_network(real=True), scan, probes=4, seed=0)
+    assert found.real
+    np.testing.assert_allclose(found.measured[0], found.measured[1], rtol=1e-6)
+    # its phase is that of the zero-filled image: nothing is out of phase
+    assert float(np.abs(found.features[2]).max()) < 1e-2
+    assert measure_twice(tiny_network(real=True), scan, probes=4, seed=0).real
+
+
+def test_values_that_are_not_finite_are_refused(scan: Example) -> None:
+    large = replace(scan, kspace=torch.full_like(scan.kspace, 1e30))
+    with pytest.raises(ValueError, match="not finite"):
+        measure(tiny_network(), large, probes=4, seed=0)
+
+
+# --- files
+
+
+def test_files_come_back(tmp_path: Path, target: ScanTarget, check: CheckTarget) -> None:
+    target.save(tmp_path / "a.npz")
+    check.save(tmp_path / "b.npz")
+    assert same(ScanTarget.load(tmp_path / "a.npz"), target)
+    assert same(CheckTarget.load(tmp_path / "b.npz"), check)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"]
+    with pytest.raises(ValueError, match=r"a\.npz: damaged \(.*found"):
+        CheckTarget.load(tmp_path / "a.npz")
+
+
+def test_files_that_cannot_be_written_are_named(tmp_path: Path, target: ScanTarget) -> None:
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(OSError, match=r"a\.npz: cannot be written"):
+        target.save(tmp_path / "a.npz")
+
+
+def arrays(target: ScanTarget) -> dict[str, Any]:
+    return {field.name: getattr(target, field.name) for field in fields(target)}
+
+
+def nan(values: NDArray[Any]) -> NDArray[Any]:
+    changed = values.copy()
+    changed.flat[3] = np.nan
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("measured", None, "measured is not a file in the archive"),
+        ("measured", nan, "'measured' is .* not finite"),
+        ("features", nan, "'features' is .* not finite"),
+        ("features", lambda values: values.astype(np.float64), "'features' is float64 of shape"),
+        ("inside", lambda values: values[:-1], "'features' is float16 of shape"),
+        ("inside", lambda values: values[0], "'features' is"),
+        ("zero_filled", lambda values: values[:-1], "'zero_filled' is float32 of shape"),
+        ("probes", lambda _: np.array([3]), r"'probes' is int64 of shape \(1,\)"),
+        ("measured", lambda values: values.astype(object), "pickle"),
+    ],
+)
+def test_what_does_not_fit_is_damaged(
+    tmp_path: Path, target: ScanTarget, name: str, change: Callable[[Any], Any] | None, told: str
+) -> None:
+    content = arrays(target)
+    kept = content.pop(name)
+    if change is not None:
+        content[name] = change(kept)
+    np.savez(tmp_path / "a.npz", **content)
+    with pytest.raises(ValueError, match=rf"a\.npz: damaged \(.*{told}"):
+        ScanTarget.load(tmp_path / "a.npz")
+
+
+def test_every_cut_and_flipped_bit_is_seen(tmp_path: Path, target: ScanTarget) -> None:
+    path = tmp_path / "a.npz"
+    target.save(path)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(len(content), size=30).tolist():
+        path.write_bytes(content[:place])
+        with pytest.raises(ValueError, match=r"a\.npz: damaged"):
+            ScanTarget.load(path)
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        # of the archive's own fields some (dates, versions) mean nothing
+        try:
+            found = ScanTarget.load(path)
+        except ValueError as error:
+            assert "a.npz: damaged" in str(error)  # noqa: PT017
+        else:
+            assert same(found, target)
+
+
+def test_the_missing_and_the_damaged_are_made(tmp_path: Path, target: ScanTarget) -> None:
+    made: list[int] = []
+    lines: list[str] = []
+
+    def make(number: int) -> ScanTarget:
+        made.append(number)
+        return target
+
+    def run(count: int) -> list[Path]:
+        made.clear()
+        lines.clear()
+        return target_files(tmp_path / "scans", count, make=make, load=ScanTarget.load, tell=lines.append)
+
+    paths = run(3)
+    assert made == [0, 1, 2]
+    assert [path.name for path in paths] == ["00000.npz", "00001.npz", "00002.npz"]
+    assert len(lines) == 1
+    assert lines[0].startswith("scans 3/3  ")
+    assert lines[0].endswith(" s each, 0 min to go")
+    run(3)
+    assert (made, lines) == ([], [])
+    paths[1].write_bytes(paths[1].read_bytes()[:1000])
+    run(5)
+    assert made == [1, 3, 4]
+    assert "00001.npz: damaged" in lines[0]
+    assert lines[1] == "scans: 2 of 5 are there"
+    assert same(ScanTarget.load(paths[1]), target)
+
+
+def test_a_scan_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    def make(number: int) -> ScanTarget:
+        raise ValueError("linearize: the reconstruction is not differentiable")
+
+    with pytest.raises(ValueError, match="distill: scans 0 cannot be measured: linearize: the reconstruction is not"):
+        target_files(tmp_path / "scans", 2, make=make, load=ScanTarget.load, tell=print)
