@@ -54,5 +54,5 @@ def test_what_is_bad_is_known_at_the_start(bad: GadgetSpec, error: type[Exceptio
 def test_pipelines_are_warmed_by_name() -> None:
     assert preload([]) == ()
     assert preload(["sense_sigma.xml", "sense_sigma_worker.xml", "sense_sigma_hybrid.xml"]) == ("sense",)
-    with pytest.raises(FileNotFoundError, match=r"nothing\.xml: no such pipeline file; shipped are sense_sigma\.xml"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.xml: no such pipeline file; shipped are modl_sigma\.xml"):
         preload(["sense_sigma.xml", "nothing.xml"])

@@ -21,7 +21,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_is_one_for_every_network() -> None:
-    assert {f"{name}_sigma.xml" for name in ("sense", "unrolled")} <= set(NAMES)
+    assert {f"{name}_sigma.xml" for name in ("modl", "sense", "unrolled")} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,8 @@ FOLDER = Path(voxelsigma.pipelines.__path__[0])
 NAMES = sorted(path.name for path in FOLDER.glob("*.xml"))
 METHODS = ("sense_sigma", "unrolled_sigma")
 WAYS = ("", "_externals", "_hybrid", "_worker")
+# whoever wants these another way writes the model into one of those
+NETWORKS = ("modl_sigma",)
 PREFIX = "voxelsigma.gadgets."
 
 
@@ -56,7 +58,7 @@ def context() -> Context:
 
 def test_each_method_is_shipped_each_way() -> None:
     every_way = {f"{method}{way}.xml" for method in METHODS for way in WAYS}
-    assert every_way == set(NAMES)
+    assert every_way | {f"{network}.xml" for network in NETWORKS} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,6 +107,15 @@ def test_native_nodes_have_their_three_names(name: str) -> None:
 def test_chains_can_be_built(method: str, way: str, context: Context) -> None:
     (external,) = externals(f"{method}{way}.xml")
     chain(listed(external), context)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_differ_in_the_model_alone(network: str) -> None:
+    (external,), (model,) = externals(f"{network}.xml"), externals("unrolled_sigma.xml")
+    specs = listed(external)
+    assert specs[3] == GadgetSpec("reconstruct", {"model": network.replace("_sigma", "_small")})
+    expected = listed(model)
+    assert [*specs[:3], *specs[4:]] == [*expected[:3], *expected[4:]]
 
 
 @pytest.mark.parametrize("method", METHODS)
