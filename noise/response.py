@@ -72,10 +72,12 @@ def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Te
 
     Returns
     -------
-        The filter; None where there are too few observations for any.
+        The filter; None where there are too few observations for any, or no coil sees anything.
     """
     inside = object_mask(image)
     chosen = _spread(inside)
+    if not bool(covariate.flatten(1)[:, chosen].any()):
+        return None
     observations = len(pushed) * len(chosen)
     features = image_features(image)
     for reach, varying, count in ((REACH, VARYING_REACH, len(features)), (REACH, 0, 1), (1, 0, 1)):

@@ -19,6 +19,7 @@ FEWEST_FOR_COMPLEX: Final = 8
 _REGION: Final = 15
 _PROBES_OF_TRUST: Final = 2
 _FARTHEST: Final = 2
+_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,9 +187,11 @@ def _leaning_gain(
     """
     usual = _divide(_among(kind, rest, 5), _among(kind, torch.ones_like(rest), 5))
     around = (25 * _among(kind, b_b, 5) - b_b).clamp_min(0)
+    # of a voxel that is alone among its kind nothing but rounding is left
+    around = torch.where(around > _ROUNDING * b_b, around, 0)
     theirs = _divide(25 * _among(kind, a_b, 5) - a_b, around)
     doubt, their_doubt = _divide(usual, b_b), _divide(usual, around)
-    excess = (own - theirs).square() - doubt - their_doubt
+    excess = torch.where(around > 0, (own - theirs).square() - doubt - their_doubt, 0)
     scatter = _divide(_among(kind, excess * known, _REGION), _among(kind, known, _REGION)).clamp_min(0)
     trusted = scatter + their_doubt
     share = torch.where(around > 0, _divide(trusted, trusted + doubt), 1)
