@@ -1,9 +1,9 @@
 """Print what a prediction saves: `python -m bench.instant`.
 
-Held-out heads, 8 coils, SNR 20, masks along two axes: σ error of the plain sketch, of the control variate, and of the
-prediction corrected by and fused with the same probes, against the number of probes; and the time to 5 % and to 3 %.
-The error is the root mean square over the object, relative, against a reference of its own probes, whose variance is
-taken off. The figures go to `bench/results/instant.json`.
+Held-out heads, 8 coils, SNR 20, masks along two axes: σ error of the plain sketch, of the control variate, and of what
+the predictor makes of the same probes, against the number of probes; and the time to 5 % and to 3 %. The error is the
+root mean square over the object, relative, against a reference of its own probes, whose variance is taken off. The
+figures go to `bench/results/instant.json`.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from bench.networks import COILS, SNR, data_folder
 from bench.processes import ROOT
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.network import Network
-from voxelsigma.models.predictor import KINDS, SigmaPredictor, scan_features
+from voxelsigma.models.predictor import KINDS, SigmaPredictor, probe_features, scan_features
 from voxelsigma.models.predictor_file import load_predictor
 from voxelsigma.noise.certificate import RegionEnergies, regions
-from voxelsigma.noise.fusion import corrected, fused
+from voxelsigma.noise.instant import PREDICTED_AT, Instant, Priors
 from voxelsigma.noise.linearize import linearize
+from voxelsigma.noise.moments import Moments
 from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap
 from voxelsigma.noise.sketch import Sketch, Stopping, sketch
@@ -85,48 +86,52 @@ def one_scan(network: Network, predictor: SigmaPredictor, scan: Example, seed: i
     start = time.perf_counter()
     linearization = linearize(network.bind(plane), scan.kspace)
     covariate = plane.covariate()
-    features = scan_features(
+    assert covariate.correlation is not None
+    of_scan = scan_features(
         linearization.value,
         covariate.push(scan.kspace.unsqueeze(0))[0],
         covariate.variance,
-        covariate.correlation,  # type: ignore[arg-type]
+        covariate.correlation,
         float((plane.weights > 0).float().mean()),
     )
-    priors = predictor.predict(features, covariate.variance)
     once = time.perf_counter() - start
     source = ProbeSource(variance=plane.variance, coils=COILS, seed=seed)
     inside = object_mask(linearization.value)
-    energies = RegionEnergies(regions(inside), priors["magnitude"].variance, phase_factor(linearization.value))
+    energies = RegionEnergies(regions(inside), covariate.variance, phase_factor(linearization.value))
     maps: dict[tuple[MapKind, str], list[SigmaMap]] = {(kind, road): [] for kind in KINDS for road in ROADS}
     passed: list[bool] = []
     seconds: list[float] = []
+    asked: list[float] = []
+    last: list[tuple[Priors, Moments]] = []
     spent = [0.0, time.perf_counter()]
 
     def look(state: Sketch) -> bool:
         spent[0] += time.perf_counter() - spent[1]
         if state.sums.count in COUNTS:
-            seconds.append(once + spent[0])
-            certificate = energies.certificate()
+            begun = time.perf_counter()
+            if state.sums.count in PREDICTED_AT:
+                features = torch.cat([of_scan, probe_features(state, covariate.variance)])
+                last[:] = [(predictor.predict(features, covariate.variance), state.sums.copy())]
+            priors, before = last[0]
+            certificate = energies.certificate(priors["magnitude"].variance)
+            found = Instant(sketch=state, certificate=certificate, priors=priors, before=before)
+            asked.append(time.perf_counter() - begun)
+            seconds.append(once + spent[0] + sum(asked))
             passed.append(certificate.passed)
             for kind in KINDS:
-                own = state.map(kind)
                 maps[kind, "plain"].append(replace(state, covariate_variance=None).map(kind))
-                maps[kind, "control variate"].append(own)
-                prior = corrected(priors[kind], own, inside, certificate.together)
-                maps[kind, "instant"].append(fused(own, prior))
+                maps[kind, "control variate"].append(state.map(kind))
+                maps[kind, "instant"].append(found.map(kind))
         spent[1] = time.perf_counter()
         return False
 
     sketch(linearization, source, Stopping(probes=COUNTS[-1]), covariate=covariate, keep=energies.add, enough=look)
     others = replace(source, seed=10_000 + seed)
     truth = sketch(linearization, others, Stopping(probes=reference), covariate=covariate)
-    result: dict[str, Any] = {"seconds": seconds, "passed": passed, "prediction": {}, "squares": {}, "covered": {}}
+    result: dict[str, Any] = {"seconds": seconds, "passed": passed, "squares": {}, "covered": {}}
     for kind in KINDS:
         known = truth.map(kind)
         own_part = float(known.relative_error()[inside].square().mean())
-        result["prediction"][kind] = (
-            float((priors[kind].variance.sqrt() / known.sigma - 1)[inside].square().mean()) - own_part
-        )
         for road in ROADS:
             result["squares"][f"{kind} {road}"] = [
                 float((one.sigma / known.sigma - 1)[inside].square().mean()) - own_part for one in maps[kind, road]
@@ -158,9 +163,6 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": seconds,
         "errors": errors,
         "covered": {name: mean([row["covered"][name] for row in rows]) for name in rows[0]["covered"]},
-        "prediction": {
-            kind: max(0.0, float(np.mean([row["prediction"][kind] for row in rows]))) ** 0.5 for kind in KINDS
-        },
         "passed": mean([row["passed"] for row in rows]),
         "time_to": {
             name: {f"{target:g}": time_to(target, found, seconds) for target in TARGETS}
@@ -184,8 +186,7 @@ def time_to(target: float, errors: Sequence[float], seconds: Sequence[float]) ->
 def table(found: Mapping[str, Any], kind: MapKind) -> Table:
     """Errors, coverage and times of one kind of map."""
     title = f"{found['network']}, R={found['acceleration']:g}, {kind}"
-    alone = f"prediction alone {100 * found['prediction'][kind]:.1f} %"
-    made = Table(title=f"{title}: {alone}; error in % (covered by the 95 % interval)")
+    made = Table(title=f"{title}; error in % (covered by the 95 % interval)")
     for column in ("road", *(f"{count}" for count in found["counts"]), *(f"s to {100 * one:g} %" for one in TARGETS)):
         made.add_column(column, justify="right")
     for row in rows_of(found, kind):

@@ -16,13 +16,14 @@ from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.images import image_fov_mm, labels
 from voxelsigma.gadgets.items import Whitening
 from voxelsigma.gadgets.planes import Plane, assemble, independent_planes
-from voxelsigma.gadgets.prediction import predicted, predictor_of
+from voxelsigma.gadgets.prediction import prediction, predictor_of
 from voxelsigma.gadgets.reconstruction import Reconstruction
 from voxelsigma.gadgets.sketch_properties import SketchProperties
+from voxelsigma.models.predictor import SigmaPredictor
 from voxelsigma.models.sense import SenseReconstruction
 from voxelsigma.noise.covariance import covariance_error
 from voxelsigma.noise.gfactor import noise_ratio
-from voxelsigma.noise.instant import Instant, instant_sketch
+from voxelsigma.noise.instant import FEWEST, Instant, instant_sketch
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.pico import estimate_linear
 from voxelsigma.noise.precision import Precision, in_precision, reduced
@@ -225,16 +226,17 @@ class Estimator:
         kinds: tuple[MapKind, ...] = ("magnitude", "complex") if value.is_complex() else ("magnitude",)
         covariate, source = self._covariate(plane, value), plane.probes(self.seed)
         report = self._reporting(reconstruction, index, stop)
-        # of kept probes as many are wanted as were asked for
-        predictor = predictor_of(reconstruction.card, self.device) if self.properties.prior == "auto" else None
-        if predictor is not None and kept is None:
+        predictor = self._predictor(reconstruction, kept)
+        # of a plane that no coil sees nothing can be predicted
+        if predictor is not None and covariate is not None and bool(covariate.variance.any()):
             with self.context.turns():
-                priors = predicted(predictor, plane, value, covariate or self._zero_filled(plane, value))
+                predict = prediction(predictor, plane, value, covariate)
             instant = instant_sketch(
                 linearization,
                 source,
                 self._target(),
-                priors,
+                predict,
+                scale=covariate.variance,
                 fewest=min(self.properties.prior_probes, self.properties.probes),
                 covariate=covariate,
                 chunk=self.properties.chunk,
@@ -255,11 +257,19 @@ class Estimator:
         return {kind: found.map(kind) for kind in kinds}, self._sketch_name()
 
     def _covariate(self, plane: Plane, image: Tensor) -> Covariate | None:
-        return self._zero_filled(plane, image) if self.properties.control_variate else None
-
-    @staticmethod
-    def _zero_filled(plane: Plane, image: Tensor) -> Covariate:
+        if not self.properties.control_variate:
+            return None
         return plane.problem.covariate(None if image.is_complex() else plane.kspace)
+
+    def _predictor(self, reconstruction: Reconstruction, kept: VolumeWriter | None) -> SigmaPredictor | None:
+        """The model's predictor, if it is to be asked."""
+        chosen = self.properties
+        if chosen.prior == "off" or not chosen.control_variate or chosen.probes < FEWEST:
+            return None
+        # of kept probes as many are wanted as were asked for; what a seed repeats must not depend on what they say
+        if kept is not None or (chosen.seed is not None and chosen.target_error is not None):
+            return None
+        return predictor_of(reconstruction.card, self.device)
 
     def _sketch_name(self) -> str:
         return "sketch with control variate" if self.properties.control_variate else "sketch"

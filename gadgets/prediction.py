@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from voxelsigma.gadgets.planes import Plane
 from voxelsigma.models.cards import ModelCard
-from voxelsigma.models.predictor import SigmaPredictor, scan_features
+from voxelsigma.models.predictor import SigmaPredictor, probe_features, scan_features
 from voxelsigma.models.predictor_file import load_predictor
-from voxelsigma.noise.prior import Prior
-from voxelsigma.noise.sigma import MapKind
-from voxelsigma.noise.sketch import Covariate
+from voxelsigma.noise.instant import Predict, Priors
+from voxelsigma.noise.sketch import Covariate, Sketch
 
 logger = logging.getLogger("voxelsigma.sketch")
 
@@ -35,17 +33,23 @@ def predictor_of(card: ModelCard, device: torch.device) -> SigmaPredictor | None
         return _loaded[key]
 
 
-def predicted(predictor: SigmaPredictor, plane: Plane, image: Tensor, covariate: Covariate) -> Mapping[MapKind, Prior]:
-    """Predicted variances of the image of a plane, before any probe."""
+def prediction(predictor: SigmaPredictor, plane: Plane, image: Tensor, covariate: Covariate) -> Predict:
+    """What the predictor says of an image of a plane, for any sketch of it."""
     assert covariate.correlation is not None
     problem = plane.problem
     windows = problem.windows(symmetric=True)
-    features = scan_features(
+    of_scan = scan_features(
         image,
         covariate.push(plane.kspace.unsqueeze(0))[0],
         covariate.variance,
         covariate.correlation,
         float((problem.cropped_weights(windows) > 0).float().mean()),
     )
-    found = predictor.predict(features, covariate.variance)
-    return found if image.is_complex() else {"magnitude": found["magnitude"]}
+    real = not image.is_complex()
+
+    def predict(state: Sketch) -> Priors:
+        features = torch.cat([of_scan, probe_features(state, covariate.variance, real=real).to(of_scan.device)])
+        found = predictor.predict(features, covariate.variance)
+        return {"magnitude": found["magnitude"]} if real else found
+
+    return predict

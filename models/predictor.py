@@ -1,4 +1,4 @@
-"""The network that predicts σ maps, and what it sees of a scan."""
+"""The network that predicts σ maps, and what it sees of a scan and of its first probes."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from voxelsigma.models.unet import padded_apply
+from voxelsigma.noise.fusion import measured_variance
+from voxelsigma.noise.moments import projected
 from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.sigma import MapKind
-from voxelsigma.noise.voxels import object_mask, phase_factor
+from voxelsigma.noise.sketch import Sketch
+from voxelsigma.noise.voxels import neighbourhood_mean, object_mask, phase_factor
 
 KINDS: Final[tuple[MapKind, ...]] = ("magnitude", "complex")
 """Maps in the order of the predictor's outputs: the logarithms of variance and degrees of freedom of each."""
@@ -22,9 +25,13 @@ PARTS: Final[Mapping[MapKind, float]] = {"magnitude": 0.5, "complex": 1.0}
 LAGS: Final = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 1), (0, 3), (3, 0))
 """Distances (y, x) at which the noise of the zero-filled image is correlated, by the mask's point spread."""
 
-FEATURES: Final = 6 + len(LAGS)
+_OF_SCAN: Final = 6 + len(LAGS)
+_OF_PROBES: Final = 9
+FEATURES: Final = _OF_SCAN + _OF_PROBES
+_FIRST_SMOOTH: Final = _OF_SCAN + len(KINDS)
 
 _SMALLEST: Final = 1e-3
+_SMOOTHED: Final = 5
 _FREEDOM: Final = (math.log(2.0), math.log(1000.0))
 
 
@@ -33,7 +40,8 @@ class SigmaPredictor(nn.Module):
 
     .. math:: \log \frac{s_0}{v_\text{zf}}, \; \log \nu_0
 
-    for the magnitude and the complex map, relative to the closed-form variance of the zero-filled image. Levels of the
+    for the magnitude and the complex map, relative to the closed-form variance of the zero-filled image: what is to be
+    expected of σ² after a few probes (`scan_features`, `probe_features`), and what that is worth. Levels of the
     features mean something here (how noisy, how much was sampled), so that nothing is normalised.
 
     Parameters
@@ -78,8 +86,9 @@ class SigmaPredictor(nn.Module):
         """
         found = padded_apply(self._unet, features, 2**self.levels)
         found = found.reshape(len(found), len(KINDS), 2, *found.shape[-2:])
-        freedom = found[:, :, 1].clamp(*_FREEDOM)
-        return torch.stack([found[:, :, 0], freedom], dim=2)
+        # what the network has to say is the difference from the measured maps, smoothed
+        smooth = features[:, _FIRST_SMOOTH : _FIRST_SMOOTH + len(KINDS)]
+        return torch.stack([smooth + found[:, :, 0], found[:, :, 1].clamp(*_FREEDOM)], dim=2)
 
     @torch.no_grad()
     def predict(self, features: Tensor, zero_filled_variance: Tensor) -> dict[MapKind, Prior]:
@@ -93,7 +102,7 @@ class SigmaPredictor(nn.Module):
         Parameters
         ----------
         features
-            Of `scan_features`, shape `(FEATURES, y, x)`.
+            Of `scan_features` and then `probe_features`, shape `(FEATURES, y, x)`.
         zero_filled_variance
             :math:`v_\text{zf}`, closed-form variance of the zero-filled image, shape `(y, x)`.
 
@@ -157,7 +166,7 @@ def scan_features(image: Tensor, zero_filled: Tensor, variance: Tensor, correlat
 
     Returns
     -------
-        Shape `(FEATURES, y, x)`, float32.
+        Shape `(features, y, x)`, float32.
     """
     level = image.abs()[object_mask(image)].mean().double()
     phase = phase_factor(image if image.is_complex() else zero_filled)
@@ -175,3 +184,57 @@ def scan_features(image: Tensor, zero_filled: Tensor, variance: Tensor, correlat
         *(torch.full_like(bright, float(spread[middle + y, middle + x])) for y, x in LAGS),
     ]
     return torch.stack(planes).float()
+
+
+def probe_features(state: Sketch, variance: Tensor, *, real: bool = False) -> Tensor:
+    r"""What a predictor sees of the first probes; the same for a scan in other units.
+
+    With the control variate's estimates of both maps: :math:`\log \hat\sigma^2 / (c_k v)`, the logarithm of its mean
+    over 5 × 5 voxels of the object, that of the magnitude's plain mean of squares; the explained part, the covariate's
+    known variance :math:`\log E|c|^2 / v`, the map's worth :math:`\log \nu / S`, and :math:`\log S / 8`.
+
+    Parameters
+    ----------
+    state
+        A sketch with a covariate, of some probes.
+    variance
+        v, closed-form variance of the zero-filled image, shape `(y, x)`.
+    real
+        Whether the reconstruction is real.
+
+    Returns
+    -------
+        Shape `(features, y, x)`, float32; of a real image the complex map's are those of the magnitude.
+    """
+    assert state.covariate_variance is not None
+    scale, count = variance.double(), state.sums.count
+    known = scale > 0
+    inside = (state.inside & known).double()
+    magnitude = state.map("magnitude")
+    complex_map = None if real else state.map("complex")
+    measured = measured_variance(magnitude) / PARTS["magnitude"]
+    both = [measured, measured if complex_map is None else measured_variance(complex_map)]
+    plain = projected(state.sums.u_u, state.sums.u_abs, state.direction) / (count * PARTS["magnitude"])
+    around = neighbourhood_mean(inside, _SMOOTHED)
+
+    def level(values: Tensor) -> Tensor:
+        return torch.where(known, values / torch.where(known, scale, 1), 0)
+
+    def smoothed(values: Tensor) -> Tensor:
+        mean = neighbourhood_mean(level(values) * inside, _SMOOTHED) / around.clamp_min(1e-9)
+        return torch.where(around > 0, mean, level(values))
+
+    found = [
+        *(_logarithm(level(one)) for one in both),
+        *(_logarithm(smoothed(one)) for one in both),
+        _logarithm(level(plain)),
+        magnitude.explained.double() * 2,
+        _logarithm(level(state.covariate_variance)),
+        (magnitude.degrees_of_freedom.double() / count).clamp(1e-3, 1e3).log(),
+        torch.full_like(scale, math.log(count / 8)),
+    ]
+    return torch.stack(found).float()
+
+
+def _logarithm(values: Tensor) -> Tensor:
+    return values.clamp(1e-6, 1e6).log()

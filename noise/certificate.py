@@ -86,22 +86,23 @@ def _parts(places: Tensor, count: int) -> list[Tensor]:
 
 
 class RegionEnergies:
-    r"""Energy of every probe in every region over what was predicted, :math:`\overline{a_{s,i}^2 / s_{0,i}}`.
+    r"""Energy of every probe in every region, :math:`e_{s,g} = \overline{a_{s,i}^2 / v_i}`.
 
     Parameters
     ----------
     labels
         Of `regions`, shape `(y, x)`.
-    variance
-        Predicted :math:`s_0` of the in-phase component, shape `(y, x)`.
+    scale
+        What energies are measured by, :math:`v_i`, shape `(y, x)`: near their expectation, so that no voxel outweighs
+        the others; voxels where it is 0 take no part.
     direction
         Phase factor of the image, shape `(y, x)`, complex.
     """
 
-    def __init__(self, labels: Tensor, variance: Tensor, direction: Tensor) -> None:
+    def __init__(self, labels: Tensor, scale: Tensor, direction: Tensor) -> None:
         self._labels = labels.flatten()
-        self._chosen = (self._labels >= 0) & (variance.flatten() > 0)
-        self._variance = variance.flatten()[self._chosen].double()
+        self._chosen = (self._labels >= 0) & (scale.flatten() > 0)
+        self._scale = scale.flatten()[self._chosen].double()
         self._direction = direction.flatten()[self._chosen].conj()
         self.counts = torch.bincount(self._labels[self._chosen], minlength=int(self._labels.max()) + 1)
         self._seen: list[Tensor] = []
@@ -109,13 +110,19 @@ class RegionEnergies:
     def add(self, pushed: Tensor) -> None:
         """Take a batch of pushed probes in, shape `(probes, y, x)`."""
         inside = pushed.flatten(1)[:, self._chosen].to(self._direction.dtype)
-        energies = (self._direction * inside).real.square() / self._variance
-        sums = energies.new_zeros(len(pushed), len(self.counts))
-        sums.index_add_(1, self._labels[self._chosen], energies)
-        self._seen.append((sums / self.counts.clamp_min(1)).cpu())
+        self._seen.append(self._means((self._direction * inside).real.square()))
 
-    def certificate(self, tolerance: float = TOLERANCE) -> Certificate:
-        r"""Test the prediction with the probes seen so far.
+    def _means(self, energies: Tensor) -> Tensor:
+        """Means over the regions of energies of the chosen voxels, `(probes, voxels)`, by their scale."""
+        sums = energies.new_zeros(len(energies), len(self.counts))
+        sums.index_add_(1, self._labels[self._chosen], energies / self._scale)
+        return (sums / self.counts.clamp_min(1)).cpu()
+
+    def certificate(self, variance: Tensor, tolerance: float = TOLERANCE) -> Certificate:
+        r"""Test a prediction with the probes seen so far.
+
+        .. math:: \log \frac{\hat\sigma_g}{\sigma_{0,g}} = \frac12 \log \frac{\bar e_g}{p_g}, \qquad
+            p_g = \overline{s_{0,i} / v_i}
 
         A region of N voxels holds :math:`N / A` independent numbers, where the A voxels that fluctuate together follow
         from how its energy varies from probe to probe (the sum of the energies' spatial autocovariance over all its
@@ -123,6 +130,15 @@ class RegionEnergies:
 
         .. math:: A = \operatorname{mean}_g \frac{N_g \operatorname{Var}_s e_{s,g}}{2 \bar e_g^2}, \qquad
             \operatorname{SE}(\log \hat\sigma_g) = \tfrac12 \sqrt{2 A / (N_g S)}
+
+        Regions of which nothing is predicted (0) are left out; a prediction that says nothing of any fails.
+
+        Parameters
+        ----------
+        variance
+            Predicted :math:`s_0` of the in-phase component, shape `(y, x)`.
+        tolerance
+            Largest relative error of σ that is let pass.
 
         Raises
         ------
@@ -134,12 +150,17 @@ class RegionEnergies:
         if probes < 2:
             raise ValueError(f"certificate: {probes} probes; a test needs at least 2")
         counts = self.counts.cpu().double()
-        known = counts > 0
-        counts, energies = counts[known], energies[:, known]
+        predicted = self._means(variance.flatten()[self._chosen].to(self._scale).unsqueeze(0))[0]
+        known = (counts > 0) & (predicted != 0)
+        if not bool(known.any()):
+            return _nothing_to_test(tolerance, probes)
+        counts, energies, predicted = counts[known], energies[:, known], predicted[known]
         mean = energies.mean(dim=0).clamp_min(_SMALLEST)
         together = (counts * energies.var(dim=0) / (2 * mean.square())).mean()
         error = 0.5 * (2 * together / (counts * probes)).sqrt()
-        log_ratio = mean.log() / 2
+        log_ratio = (mean / predicted).log() / 2
+        # what is no number is as wrong as can be
+        log_ratio = torch.where(log_ratio.isnan(), torch.inf, log_ratio)
         freedom = len(counts) * (probes - 1)
         quantile = float(scipy.stats.t.ppf(1 - (1 - LEVEL) / len(counts), freedom))
         excess = (log_ratio.abs() - quantile * error).clamp_min(0)
@@ -151,3 +172,11 @@ class RegionEnergies:
             tolerance=tolerance,
             probes=probes,
         )
+
+
+def _nothing_to_test(tolerance: float, probes: int) -> Certificate:
+    """The failure of a prediction that says nothing."""
+    wrong = torch.full((1,), torch.inf, dtype=torch.float64)
+    return Certificate(
+        log_ratio=wrong, error=torch.zeros_like(wrong), excess=wrong, together=1.0, tolerance=tolerance, probes=probes
+    )

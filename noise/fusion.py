@@ -1,68 +1,17 @@
-"""A predicted σ map put right by a few probes, and put together with what they say themselves."""
+"""What is expected of a σ map, and what further probes say, put together."""
 
 from dataclasses import replace
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from voxelsigma.noise.prior import Prior
-from voxelsigma.noise.sigma import SigmaMap, root_bias
-from voxelsigma.noise.voxels import neighbourhood_mean
-
-WINDOWS: Final = (33, 17)
-"""Sides of the squares over which the prediction is compared with the probes, after the whole object."""
+from voxelsigma.noise.sigma import MapKind, SigmaMap, root_bias
 
 
 def measured_variance(found: SigmaMap) -> Tensor:
     r"""The unbiased :math:`\hat\sigma^2` of a map, shape `(...)`, float64."""
     return (found.sigma.double() * root_bias(found.degrees_of_freedom)).square()
-
-
-def corrected(prior: Prior, found: SigmaMap, inside: Tensor, together: float) -> Prior:
-    r"""Multiply a prediction by a slowly varying factor, so that the probes' energy is what it says.
-
-    First the whole object, then squares of `WINDOWS`: the ratio r of measured to predicted variance, over that which
-    the prior expects, :math:`\nu_0 / (\nu_0 - 2)`, on average over the square's voxels of the object, its logarithm
-    shrunk by how much of its scatter over the object is more than the probes' own randomness (James & Stein, Proc
-    Fourth Berkeley Symp 1961):
-
-    .. math:: \log s_0 \leftarrow \log s_0 + \frac{\tau^2}{\tau^2 + e_i} \log r_i, \qquad
-        e_i = \frac{2 A}{N_i \bar\nu}, \quad \tau^2 = \overline{(\log r)^2 - e}
-
-    Parameters
-    ----------
-    prior
-        The prediction, shape `(y, x)`.
-    found
-        What the probes say, of the same kind of map.
-    inside
-        Voxels of the object, shape `(y, x)`, boolean.
-    together
-        A, voxels whose energies fluctuate together, at least 1.
-    """
-    known = inside & (prior.variance > 0)
-    if not bool(known.any()):
-        return prior
-    weight = known.double()
-    # under the prior the mean of the true variance over s0 is not 1 but ν0 / (ν0 - 2)
-    expected = (1 - 2 / prior.freedom.double().clamp_min(4)).clamp(max=1)
-    measured = torch.where(known, measured_variance(found) * expected, 0)
-    variance = prior.variance.double()
-    freedom = float(found.degrees_of_freedom[known].double().mean())
-    for window in (None, *WINDOWS):
-        ratio = torch.where(known, measured / torch.where(known, variance, 1), 0)
-        if window is None:
-            change = (ratio.sum() / weight.sum()).clamp_min(1e-12).log().expand_as(ratio)
-        else:
-            count = neighbourhood_mean(weight, window)
-            around = neighbourhood_mean(ratio, window) / count.clamp_min(1e-12)
-            change = around.clamp_min(1e-12).log()
-            doubt = 2 * together / (count * window**2 * freedom).clamp_min(1)
-            scatter = (change.square() - doubt)[known].mean().clamp_min(0)
-            change = torch.where(known, change * scatter / (scatter + doubt), 0)
-        variance = variance * change.exp()
-    return replace(prior, variance=variance)
 
 
 def fused(found: SigmaMap, prior: Prior) -> SigmaMap:
@@ -86,3 +35,25 @@ def fused(found: SigmaMap, prior: Prior) -> SigmaMap:
     total = freedom + worth
     variance = (freedom * measured_variance(found) + worth * prior.variance.double()) / total
     return replace(found, sigma=variance.sqrt() / root_bias(total), degrees_of_freedom=total)
+
+
+def expected(prior: Prior, kind: MapKind, probes: int) -> SigmaMap:
+    """The map that a prior alone makes.
+
+    Parameters
+    ----------
+    prior
+        The expectation, shape `(...)`.
+    kind
+        Of which map.
+    probes
+        How many probes it was made of.
+    """
+    freedom = prior.freedom.double()
+    return SigmaMap(
+        sigma=prior.variance.double().sqrt() / root_bias(freedom),
+        degrees_of_freedom=freedom,
+        kind=kind,
+        probes=probes,
+        explained=torch.zeros_like(freedom),
+    )

@@ -1,62 +1,88 @@
-"""A σ map from a prediction and a handful of probes, or from the full sketch where the two disagree."""
+"""A σ map from a handful of probes and what a network makes of them, or from the full sketch where they disagree."""
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
 
+import torch
 from torch import Tensor
 
 from voxelsigma.noise.certificate import TOLERANCE, Certificate, RegionEnergies, regions
-from voxelsigma.noise.fusion import corrected, fused
+from voxelsigma.noise.fusion import expected, fused
 from voxelsigma.noise.linearize import Linearization
+from voxelsigma.noise.moments import Moments
 from voxelsigma.noise.prior import Prior
-from voxelsigma.noise.probes import ProbeSource
+from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap
 from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
 from voxelsigma.noise.voxels import object_mask, phase_factor
 
-FEWEST: Final = 8
-"""Probes that check a prediction: the first block, from which the control variate's filter is learned too."""
+FEWEST: Final = BLOCK_SIZE
+"""Probes of the first prediction: the first block, from which the control variate's filter is learned too."""
+
+PREDICTED_AT: Final = (8, 16, 32)
+"""Numbers of probes at which a prediction is made; beyond, what further probes say is added to the last one."""
+
+Priors: TypeAlias = Mapping[MapKind, Prior]
+
+Predict: TypeAlias = Callable[[Sketch], Priors]
+"""What is to be expected of both maps after what a sketch has seen; of a real image of the magnitude map alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instant:
-    """What came of a prediction.
+    """A sketch, and what was predicted on its way.
 
     Parameters
     ----------
     sketch
-        Of the probes that were pushed.
+        Of all the probes that were pushed.
     certificate
-        The last test of the prediction.
+        The last test of a prediction.
     priors
-        The prediction, by the kind of map; empty where it was dropped.
+        The last prediction, by the kind of map; empty where it was dropped.
+    before
+        Sums of the probes that it was made of.
     """
 
     sketch: Sketch
     certificate: Certificate
-    priors: Mapping[MapKind, Prior]
+    priors: Priors
+    before: Moments
 
     @property
     def certified(self) -> bool:
-        """Whether the prediction is part of the maps."""
+        """Whether a prediction is part of the maps."""
         return bool(self.priors)
 
     def map(self, kind: MapKind = "magnitude") -> SigmaMap:
-        """The σ map of one kind: fused, or the plain sketch's where the prediction was dropped."""
-        found = self.sketch.map(kind)
+        """The σ map of one kind: predicted and fused with later probes, or the sketch's where nothing is predicted."""
+        own = self.sketch.map(kind)
         if kind not in self.priors:
-            return found
-        return fused(found, corrected(self.priors[kind], found, self.sketch.inside, self.certificate.together))
+            return own
+        prior, later = self.priors[kind], self.sketch.sums - self.before
+        best = (
+            expected(prior, kind, self.sketch.sums.count)
+            if later.count < BLOCK_SIZE
+            else replace(fused(replace(self.sketch, sums=later).map(kind), prior), probes=self.sketch.sums.count)
+        )
+        says = prior.variance > 0
+        return replace(
+            best,
+            sigma=torch.where(says, best.sigma, own.sigma),
+            degrees_of_freedom=torch.where(says, best.degrees_of_freedom, own.degrees_of_freedom),
+            explained=own.explained,
+        )
 
 
 def instant_sketch(
     linearization: Linearization,
     probes: ProbeSource,
     stopping: Stopping,
-    priors: Mapping[MapKind, Prior],
+    predict: Predict,
     *,
+    scale: Tensor,
     fewest: int = FEWEST,
     covariate: Covariate | None = None,
     kind: MapKind = "magnitude",
@@ -66,37 +92,35 @@ def instant_sketch(
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Instant:
-    """Check a prediction with the first probes, and stop as soon as the two together are good enough.
+    """Let a network say what the maps will be, test it with the probes, and stop as soon as that is good enough.
 
-    The prediction is tested (`RegionEnergies.certificate`) after `fewest` probes, and again after every further step.
-    While it passes, the map is corrected and fused, and its error is what `stopping.target_error` is compared with;
-    without a target, `fewest` probes are enough. Once it fails it is dropped, and the sketch goes on to its own end,
-    with the probes that were already pushed.
+    A prediction is made and tested (`RegionEnergies.certificate`) at the counts of `PREDICTED_AT`, and tested again
+    after every further step. While it passes, its error is what `stopping.target_error` is compared with; without a
+    target, `fewest` probes are enough. Once it fails it is dropped, and the sketch goes on to its own end, with the
+    probes that were already pushed.
 
     Parameters
     ----------
     linearization, probes, stopping, covariate, kind, chunk, keep, progress, clock
         As of `sketch`.
-    priors
-        The predicted variances; that of the magnitude map is tested.
+    predict
+        Makes the prediction; that of the magnitude map is tested.
+    scale
+        What energies are compared by, shape `(y, x)`: a variance of about theirs, such as the zero-filled image's.
     fewest
-        Probes before the first test, at least 2.
+        Probes before the sketch may end, at least `FEWEST`.
     tolerance
         Largest relative error of σ in any region that is let pass.
 
     Raises
     ------
     ValueError
-        If there are fewer than 2 probes, or no prediction of the map that is asked for.
+        If there are too few probes for a prediction.
     """
-    if fewest < 2:
-        raise ValueError(f"instant: {fewest} probes cannot test a prediction; expected at least 2")
-    for needed in ("magnitude", kind):
-        if needed not in priors:
-            raise ValueError(f"instant: no prediction of the {needed} map; there are {', '.join(priors) or 'none'}")
-    inside = object_mask(linearization.value)
-    energies = RegionEnergies(regions(inside), priors["magnitude"].variance, phase_factor(linearization.value))
-    judge = _Judge(energies, priors, stopping.target_error, fewest, kind, tolerance)
+    if min(fewest, stopping.probes) < FEWEST:
+        raise ValueError(f"instant: {min(fewest, stopping.probes)} probes; a prediction takes at least {FEWEST}")
+    energies = RegionEnergies(regions(object_mask(linearization.value)), scale, phase_factor(linearization.value))
+    judge = _Judge(energies, predict, stopping.target_error, fewest, kind, tolerance)
 
     def take(pushed: Tensor) -> None:
         energies.add(pushed)
@@ -120,27 +144,33 @@ def instant_sketch(
 
 @dataclass(slots=True)
 class _Judge:
-    """Decides after every step of a sketch."""
+    """Predicts, tests and decides after every step of a sketch."""
 
     energies: RegionEnergies
-    priors: Mapping[MapKind, Prior]
+    predict: Predict
     target: float | None
     fewest: int
     kind: MapKind
     tolerance: float
-    certificate: Certificate | None = field(default=None)
+    priors: Priors = field(default_factory=dict)
+    before: Moments | None = None
+    certificate: Certificate | None = None
 
     def __call__(self, state: Sketch) -> bool:
-        if state.sums.count < self.fewest:
-            return False
         found = self.verdict(state)
         if self.target is None:
-            return found.certified
+            return found.certified and state.sums.count >= self.fewest
         return float(found.map(self.kind).relative_error()[state.inside].median()) <= self.target
 
     def verdict(self, state: Sketch) -> Instant:
         """The prediction's share in what was seen so far."""
-        if self.certificate is None or (self.certificate.passed and self.certificate.probes < state.sums.count):
-            self.certificate = self.energies.certificate(self.tolerance)
-        passed = self.certificate.passed
-        return Instant(sketch=state, certificate=self.certificate, priors=self.priors if passed else {})
+        count, seen = state.sums.count, 0 if self.before is None else self.before.count
+        dropped = self.certificate is not None and not self.certificate.passed
+        if not dropped and (seen == 0 or any(seen < one <= count for one in PREDICTED_AT)):
+            self.priors, self.before = self.predict(state), state.sums.copy()
+        if not dropped and (self.certificate is None or self.certificate.probes < count):
+            self.certificate = self.energies.certificate(self.priors["magnitude"].variance, self.tolerance)
+        assert self.certificate is not None
+        assert self.before is not None
+        priors = self.priors if self.certificate.passed else {}
+        return Instant(sketch=state, certificate=self.certificate, priors=priors, before=self.before)

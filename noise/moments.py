@@ -36,13 +36,22 @@ class Moments:
         """Moments of both sets of probes together."""
         return Moments(
             count=self.count + other.count,
-            u_abs=self.u_abs + other.u_abs,
-            u_u=self.u_u + other.u_u,
-            w_abs=self.w_abs + other.w_abs,
-            w_w=self.w_w + other.w_w,
-            u_wc=self.u_wc + other.u_wc,
-            u_w=self.u_w + other.u_w,
+            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
         )
+
+    def __sub__(self, other: "Moments") -> "Moments":
+        """Moments of the probes that are not among the other's, which are the first of these."""
+        return Moments(
+            count=self.count - other.count,
+            **{name: getattr(self, name) - getattr(other, name) for name in _SUMS},
+        )
+
+    def copy(self) -> "Moments":
+        """The same sums, which nobody adds to."""
+        return Moments(count=self.count, **{name: getattr(self, name).clone() for name in _SUMS})
+
+
+_SUMS = ("u_abs", "u_u", "w_abs", "w_w", "u_wc", "u_w")
 
 
 def moments(pushed: Tensor, covariate: Tensor | None) -> Moments:

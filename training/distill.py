@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -16,7 +17,7 @@ import voxelsigma
 from voxelsigma.formats.atomic import unwritable, whole_file, write_whole
 from voxelsigma.models.cards import PREDICTOR_SUFFIX, ModelCard, load_card, load_model
 from voxelsigma.models.network import Network
-from voxelsigma.models.predictor import SigmaPredictor
+from voxelsigma.models.predictor import FEATURES, SigmaPredictor
 from voxelsigma.models.predictor_file import MOST_CHANNELS, MOST_LEVELS, model_identity
 from voxelsigma.training.card import record_predictor, save_predictor
 from voxelsigma.training.checks import check_choice, check_number, check_whole
@@ -27,7 +28,7 @@ from voxelsigma.training.held_out import HELD_OUT
 from voxelsigma.training.sampling import ExampleSettings, check_drawable
 from voxelsigma.training.sources import Source, open_source
 from voxelsigma.training.target_files import target_files
-from voxelsigma.training.targets import CheckTarget, ScanTarget, measure, measure_twice
+from voxelsigma.training.targets import ScanTarget, measure
 from voxelsigma.training.teaching import calibrate, crop_drawer, prediction_loss
 from voxelsigma.training.volumes import volume_name
 
@@ -37,6 +38,9 @@ MOST_COILS: Final = 16
 MANY_COILS: Final = 32
 MOST_ACCELERATION: Final = 12.0
 """What examples are drawn up to; beyond, it is the certificate that decides about a prediction."""
+
+FIRST_PROBES: Final = (8, 8, 16, 32)
+"""Probes behind a prediction, each as likely: what pipelines predict from, the fewest most often."""
 
 _CALIBRATION_FIRST: Final = 2**20
 _SNR: Final = (5.0, 50.0)
@@ -51,9 +55,9 @@ class DistillSettings:
     Parameters
     ----------
     scans, probes
-        Scans to learn from, and probes pushed through each.
+        Scans to learn from, and probes pushed through each to be predicted, beside those to predict from.
     calibration_scans
-        Further scans that tell what predictions are worth, with twice as many probes each.
+        Further scans that tell what predictions are worth.
     matrix
         Range of the simulated scans' matrix, multiples of 4.
     steps, batch, learning_rate
@@ -173,7 +177,7 @@ def distill(
     assert isinstance(network, Network)
     scans, checks = run.measured(network, fabric.device)
     predictor = run.trained(scans, fabric, described)
-    factors = calibrate(predictor, [CheckTarget.load(path) for path in checks])
+    factors = calibrate(predictor, [ScanTarget.load(path) for path in checks])
     tell("calibrated: " + ", ".join(f"{kind} freedom x {factor:.2f}" for kind, factor in factors.items()))
     file = target.with_name(f"{target.stem}{PREDICTOR_SUFFIX}")
     digest = save_predictor(file, predictor, model)
@@ -217,7 +221,8 @@ class _Run:
         content = {
             "model": model_identity(self.card),
             "seed": self.settings.seed,
-            "probes": self.settings.probes,
+            "probes": [*FIRST_PROBES, self.settings.probes],
+            "features": FEATURES,
             "examples": asdict(self.examples),
             "data": [kind, *self.source.names],
             "versions": [voxelsigma.__version__, torch.__version__.split("+")[0]],
@@ -233,21 +238,15 @@ class _Run:
             one = next(batches).to(device)
             return Example(one.kspace[0], one.sensitivities[0], one.mask[0], None)
 
-        def taught(number: int) -> ScanTarget:
-            return measure(network, scan(number), probes=probes, seed=seed, number=number)
+        def measured(number: int) -> ScanTarget:
+            first = FIRST_PROBES[int(np.random.default_rng([seed, number, 3]).integers(len(FIRST_PROBES)))]
+            return measure(network, scan(number), first=first, probes=probes, seed=seed, number=number)
 
-        def checked(number: int) -> CheckTarget:
-            other = _CALIBRATION_FIRST + number
-            return measure_twice(network, scan(other), probes=probes, seed=seed, number=other)
+        def checked(number: int) -> ScanTarget:
+            return measured(_CALIBRATION_FIRST + number)
 
-        scans = target_files(self.folder / "scans", settings.scans, make=taught, load=ScanTarget.load, tell=self.tell)
-        checks = target_files(
-            self.folder / "calibration",
-            settings.calibration_scans,
-            make=checked,
-            load=CheckTarget.load,
-            tell=self.tell,
-        )
+        scans = target_files(self.folder / "scans", settings.scans, make=measured, tell=self.tell)
+        checks = target_files(self.folder / "calibration", settings.calibration_scans, make=checked, tell=self.tell)
         return scans, checks
 
     def trained(self, scans: Sequence[Path], fabric: Fabric, described: dict[str, Any]) -> SigmaPredictor:

@@ -3,11 +3,9 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from voxelsigma.training.targets import ScanTarget
-
-TargetT = TypeVar("TargetT", bound=ScanTarget)
 
 _TELL_EVERY: Final = 20
 
@@ -16,8 +14,7 @@ def target_files(
     folder: Path,
     count: int,
     *,
-    make: Callable[[int], TargetT],
-    load: Callable[[Path], TargetT],
+    make: Callable[[int], ScanTarget],
     tell: Callable[[str], None],
 ) -> list[Path]:
     """Files `00000.npz` and so on of a folder, the missing and the damaged ones made.
@@ -30,8 +27,6 @@ def target_files(
         How many.
     make
         The scan of a number, always the same one.
-    load
-        Reads a file, ValueError if it is damaged.
     tell
         Called with lines of text: what is damaged, how far it is, and the time to go.
 
@@ -44,7 +39,7 @@ def target_files(
     """
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{number:05d}.npz" for number in range(count)]
-    missing = [number for number, path in enumerate(paths) if not _whole(path, load, tell)]
+    missing = [number for number, path in enumerate(paths) if not _whole(path, tell)]
     there = count - len(missing)
     if missing and there:
         tell(f"{folder.name}: {there} of {count} are there")
@@ -62,11 +57,11 @@ def target_files(
     return paths
 
 
-def _whole(path: Path, load: Callable[[Path], TargetT], tell: Callable[[str], None]) -> bool:
+def _whole(path: Path, tell: Callable[[str], None]) -> bool:
     if not path.exists():
         return False
     try:
-        load(path)
+        ScanTarget.load(path)
     except ValueError as error:
         tell(f"measured again: {error}")
         return False

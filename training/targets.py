@@ -1,11 +1,11 @@
-"""What a predictor is taught: the sums of a few probes pushed through a reconstruction, scan by scan."""
+"""What a predictor is taught: from a few probes pushed through a reconstruction, what others say, scan by scan."""
 
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,20 +14,16 @@ from torch import Tensor
 
 from voxelsigma.formats.atomic import unwritable, whole_file
 from voxelsigma.models.network import Network
-from voxelsigma.models.predictor import FEATURES, KINDS, PARTS, scan_features
-from voxelsigma.models.problem import PlaneProblem
-from voxelsigma.noise.certificate import RegionEnergies, regions
-from voxelsigma.noise.linearize import Linearization, linearize
+from voxelsigma.models.predictor import FEATURES, KINDS, probe_features, scan_features
+from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.moments import projected
 from voxelsigma.noise.probes import ProbeSource
-from voxelsigma.noise.sigma import MapKind, SigmaMap, sigma_map
+from voxelsigma.noise.sigma import sigma_map
 from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
-from voxelsigma.noise.voxels import object_mask, phase_factor
 from voxelsigma.training.compare import plane_of
 from voxelsigma.training.example import Example
 
 Plane = NDArray[np.float32]
-TargetT = TypeVar("TargetT", bound="ScanTarget")
 
 _STORED: Final[Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
     # type, and axes before (y, x); None for a number
@@ -36,11 +32,9 @@ _STORED: Final[Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
     "freedom": ("float32", (len(KINDS),)),
     "zero_filled": ("float32", ()),
     "inside": ("bool", ()),
+    "first": ("int64", None),
     "probes": ("int64", None),
     "real": ("bool", None),
-    "found": ("float32", (len(KINDS),)),
-    "found_freedom": ("float32", (len(KINDS),)),
-    "together": ("float64", None),
 }
 _DAMAGES = (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -52,9 +46,9 @@ class ScanTarget:
     Parameters
     ----------
     features
-        Of `scan_features`, shape `(FEATURES, y, x)`, float16.
+        Of `scan_features` and `probe_features`, shape `(FEATURES, y, x)`, float16.
     measured
-        Mean energies over the probes, of the in-phase component :math:`\overline{a^2}` and of the complex voxel
+        Of further probes: mean energies, of the in-phase component :math:`\overline{a^2}` and of the complex voxel
         :math:`\overline{|u|^2}`, shape `(kinds, y, x)`.
     freedom
         ν of either: S, and :math:`2S / (1 + |\kappa|^2)` with the circularity quotient κ, shape `(kinds, y, x)`.
@@ -62,8 +56,8 @@ class ScanTarget:
         Closed-form variance of the zero-filled image, shape `(y, x)`.
     inside
         Voxels of the object, shape `(y, x)`.
-    probes
-        S.
+    first, probes
+        Probes behind the features; S of those that are to be predicted.
     real
         Whether the reconstruction is real: then there is a magnitude map only.
     """
@@ -73,6 +67,7 @@ class ScanTarget:
     freedom: Plane
     zero_filled: Plane
     inside: NDArray[np.bool_]
+    first: int
     probes: int
     real: bool
 
@@ -86,7 +81,7 @@ class ScanTarget:
         _save(path, self)
 
     @classmethod
-    def load(cls: type[TargetT], path: Path) -> TargetT:
+    def load(cls, path: Path) -> "ScanTarget":
         """Read it back.
 
         Raises
@@ -97,38 +92,9 @@ class ScanTarget:
         return cls(**_load(path, [one.name for one in fields(cls)]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CheckTarget(ScanTarget):
-    """A scan with two independent halves of probes; what `ScanTarget` holds is of the second.
-
-    Parameters
-    ----------
-    found, found_freedom
-        σ and degrees of freedom of the maps that the first half gives with the control variate, `(kinds, y, x)`.
-    together
-        A, voxels whose energies fluctuate together, from the first half.
-    """
-
-    found: Plane
-    found_freedom: Plane
-    together: float
-
-    def first(self, kind: MapKind) -> SigmaMap:
-        """The first half's map of a kind, float64."""
-        place = KINDS.index(kind)
-        sigma = torch.from_numpy(self.found[place]).double()
-        return SigmaMap(
-            sigma=sigma,
-            degrees_of_freedom=torch.from_numpy(self.found_freedom[place]).double(),
-            kind=kind,
-            probes=self.probes,
-            explained=torch.zeros_like(sigma),
-        )
-
-
 @torch.no_grad()
-def measure(network: Network, scan: Example, *, probes: int, seed: int, number: int = 0) -> ScanTarget:
-    """Sketch one scan.
+def measure(network: Network, scan: Example, *, first: int, probes: int, seed: int, number: int = 0) -> ScanTarget:
+    """Sketch one scan twice: as a pipeline begins, for the features, and again, for what is to be predicted.
 
     Parameters
     ----------
@@ -136,8 +102,8 @@ def measure(network: Network, scan: Example, *, probes: int, seed: int, number: 
         The network, on the device of the scan.
     scan
         Without a batch axis.
-    probes
-        S, at least 2.
+    first, probes
+        Of the two sketches, at least 2 each.
     seed, number
         Seed of the run and number of the scan in it: the probes follow from both.
 
@@ -146,85 +112,47 @@ def measure(network: Network, scan: Example, *, probes: int, seed: int, number: 
     ValueError
         If the reconstruction cannot be linearised, or what it gives is not finite.
     """
-    bound = _bound(network, scan)
-    return ScanTarget(**_arrays(bound, _sketched(bound, Stopping(probes=probes), (seed, number, 0))))
-
-
-@torch.no_grad()
-def measure_twice(network: Network, scan: Example, *, probes: int, seed: int, number: int = 0) -> CheckTarget:
-    """Sketch one scan twice, first as a pipeline does; parameters as of `measure`, probes those of each sketch."""
-    bound, stopping = _bound(network, scan), Stopping(probes=probes)
-    energies = RegionEnergies(
-        regions(object_mask(bound.linearization.value)),
-        # whatever is near the prediction: A is pooled over ratios
-        bound.covariate.variance * PARTS["magnitude"],
-        phase_factor(bound.linearization.value),
-    )
-    first = _sketched(bound, stopping, (seed, number, 1), covariate=bound.covariate, keep=energies.add)
-    maps = [first.map(kind) for kind in KINDS]
-    return CheckTarget(
-        **_arrays(bound, _sketched(bound, stopping, (seed, number, 2))),
-        found=_stored(torch.stack([one.sigma for one in maps])),
-        found_freedom=_stored(torch.stack([one.degrees_of_freedom for one in maps])),
-        together=energies.certificate().together,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """A network bound to a scan, at the scan's data."""
-
-    kspace: Tensor
-    plane: PlaneProblem
-    linearization: Linearization
-    covariate: Covariate
-
-
-def _bound(network: Network, scan: Example) -> _Bound:
     plane = plane_of(scan)
     linearization = linearize(network.bind(plane), scan.kspace)
-    covariate = plane.covariate(None if linearization.value.is_complex() else scan.kspace)
-    return _Bound(scan.kspace, plane, linearization, covariate)
-
-
-def _sketched(bound: _Bound, stopping: Stopping, key: tuple[int, int, int], **more: Any) -> Sketch:
-    """A sketch with probes of (seed, number of the scan, number of the sketch)."""
-    kspace = bound.kspace
-    source = ProbeSource(
-        variance=bound.plane.variance,
-        coils=len(kspace),
-        seed=key[0],
-        counters=key[1:],
-        device=kspace.device,
-        dtype=kspace.dtype,
-    )
-    return sketch(bound.linearization, source, stopping, **more)
-
-
-def _arrays(bound: _Bound, found: Sketch) -> dict[str, Any]:
-    """The fields of a `ScanTarget`."""
-    covariate, sums, image = bound.covariate, found.sums, bound.linearization.value
+    real = not linearization.value.is_complex()
+    covariate = plane.covariate(scan.kspace if real else None)
     assert covariate.correlation is not None
-    sampled = bound.plane.cropped_weights(bound.plane.windows(symmetric=True)) > 0
-    features = scan_features(
-        image,
-        covariate.push(bound.kspace.unsqueeze(0))[0],
+
+    def sketched(place: int, count: int, known: Covariate | None) -> Sketch:
+        source = ProbeSource(
+            variance=plane.variance,
+            coils=len(scan.kspace),
+            seed=seed,
+            counters=(number, place),
+            device=scan.kspace.device,
+            dtype=scan.kspace.dtype,
+        )
+        return sketch(linearization, source, Stopping(probes=count), covariate=known)
+
+    sampled = plane.cropped_weights(plane.windows(symmetric=True)) > 0
+    of_scan = scan_features(
+        linearization.value,
+        covariate.push(scan.kspace.unsqueeze(0))[0],
         covariate.variance,
         covariate.correlation,
         float(sampled.float().mean()),
     )
+    of_probes = probe_features(sketched(1, first, covariate), covariate.variance, real=real)
+    found = sketched(2, probes, None)
+    sums = found.sums
     energies = torch.stack([projected(sums.u_u, sums.u_abs, found.direction), sums.u_abs])
-    plain = [sigma_map(sums, kind, direction=found.direction) for kind in KINDS]
     in_phase = torch.full_like(sums.u_abs, sums.count)
-    return {
-        "features": _stored(features, np.float16),
-        "measured": _stored(energies.clamp_min(0) / sums.count),
-        "freedom": _stored(torch.stack([in_phase, plain[1].degrees_of_freedom])),
-        "zero_filled": _stored(covariate.variance),
-        "inside": found.inside.cpu().numpy(),
-        "probes": sums.count,
-        "real": not image.is_complex(),
-    }
+    plain = sigma_map(sums, "complex", direction=found.direction)
+    return ScanTarget(
+        features=_stored(torch.cat([of_scan, of_probes.to(of_scan.device)]), np.float16),
+        measured=_stored(energies.clamp_min(0) / sums.count),
+        freedom=_stored(torch.stack([in_phase, plain.degrees_of_freedom])),
+        zero_filled=_stored(covariate.variance),
+        inside=found.inside.cpu().numpy(),
+        first=first,
+        probes=sums.count,
+        real=real,
+    )
 
 
 def _stored(values: Tensor, kind: DTypeLike = np.float32) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxelsigma.models.predictor import KINDS, PARTS, SigmaPredictor
-from voxelsigma.noise.fusion import corrected
-from voxelsigma.noise.prior import Prior, marginal_loss
-from voxelsigma.noise.sigma import MapKind, SigmaMap
-from voxelsigma.training.targets import CheckTarget, ScanTarget
+from voxelsigma.noise.prior import marginal_loss
+from voxelsigma.noise.sigma import MapKind
+from voxelsigma.training.targets import ScanTarget
 
 CALIBRATION_RANGE: Final = (0.05, 20.0)
 """Smallest and largest factor on the degrees of freedom of a prediction."""
@@ -100,11 +99,10 @@ def prediction_loss(network: nn.Module, example: Crops, rng: np.random.Generator
     return (loss * example.weight).sum() / example.weight.sum().clamp_min(1)
 
 
-def calibrate(predictor: SigmaPredictor, scans: Sequence[CheckTarget]) -> dict[MapKind, float]:
+def calibrate(predictor: SigmaPredictor, scans: Sequence[ScanTarget]) -> dict[MapKind, float]:
     r"""Measure what predictions are worth on scans that were not trained on, and put it into the predictor.
 
-    A first half of probes corrects each prediction, as in a pipeline; the second scores it: the factor g on all
-    :math:`\nu_0` of a kind minimises the likelihood's `marginal_loss`, summed over the object's voxels of all scans.
+    The factor g on all :math:`\nu_0` of a kind minimises `marginal_loss`, summed over the object's voxels of all scans.
 
     Parameters
     ----------
@@ -120,8 +118,8 @@ def calibrate(predictor: SigmaPredictor, scans: Sequence[CheckTarget]) -> dict[M
     predictor.calibration.fill_(1)
     trials: dict[MapKind, list[_Trial]] = {kind: [] for kind in KINDS}
     for scan in scans:
-        for trial in _trials(predictor, scan):
-            trials[trial.first.kind].append(trial)
+        for kind, trial in _trials(predictor, scan):
+            trials[kind].append(trial)
     factors = {kind: _factor(found) if found else 1.0 for kind, found in trials.items()}
     predictor.calibration.copy_(torch.tensor([factors[kind] for kind in KINDS]))
     return factors
@@ -129,33 +127,30 @@ def calibrate(predictor: SigmaPredictor, scans: Sequence[CheckTarget]) -> dict[M
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A prediction of one map, the probes that correct it, and those that score it."""
+    """A prediction of the known voxels of one map, and the probes that score it."""
 
-    prior: Prior
-    first: SigmaMap
-    inside: Tensor
-    together: float
-    known: Tensor
+    log_variance: Tensor
+    log_freedom: Tensor
     measured: Tensor
     freedom: Tensor
 
     def loss(self, factor: float) -> float:
-        """Loss over the known voxels with so much more worth; what it is worth counts in the correction too."""
-        guess = replace(self.prior, freedom=self.prior.freedom * factor)
-        prior = corrected(guess, self.first, self.inside, self.together)
-        chosen = (one[self.known] for one in (prior.variance.log(), prior.freedom.log(), self.measured, self.freedom))
-        return float(marginal_loss(*chosen).sum())
+        """Loss with so much more worth."""
+        worth = self.log_freedom + math.log(factor)
+        return float(marginal_loss(self.log_variance, worth, self.measured, self.freedom).sum())
 
 
-def _trials(predictor: SigmaPredictor, scan: CheckTarget) -> Iterator[_Trial]:
+def _trials(predictor: SigmaPredictor, scan: ScanTarget) -> Iterator[tuple[MapKind, _Trial]]:
     """Of every map that a scan has, unless there is nothing to score."""
     inside = torch.from_numpy(scan.inside)
     priors = predictor.predict(torch.from_numpy(scan.features), torch.from_numpy(scan.zero_filled))
     for place, kind in enumerate(KINDS):
         measured, freedom = (torch.from_numpy(one[place]).double() for one in (scan.measured, scan.freedom))
-        known = inside & (priors[kind].variance > 0) & (measured > 0)
+        prior = priors[kind]
+        known = inside & (prior.variance > 0) & (measured > 0)
         if bool(known.any()) and not (scan.real and kind == "complex"):
-            yield _Trial(priors[kind], scan.first(kind), inside, scan.together, known, measured, freedom)
+            logs = prior.variance[known].log(), prior.freedom[known].log()
+            yield kind, _Trial(*logs, measured[known], freedom[known])
 
 
 def _factor(trials: Sequence[_Trial]) -> float:

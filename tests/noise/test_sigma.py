@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from voxelsigma.noise.moments import Moments, moments, projected
+from voxelsigma.noise.moments import Moments, accumulate, moments, projected
 from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map, root_bias, sigma_map
 
 seeds = st.integers(0, 2**32 - 1)
+
+SUMS = tuple(field.name for field in dataclasses.fields(Moments) if field.name != "count")
 
 
 def complex_normal(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -46,6 +48,50 @@ def test_moments_of_two_batches_add_up(first: int, second: int, seed: int) -> No
     assert together.count == apart.count == first + second
     for field in dataclasses.fields(Moments):
         torch.testing.assert_close(getattr(apart, field.name), getattr(together, field.name), rtol=1e-12, atol=1e-12)
+
+
+def same(one: Moments, other: Moments) -> bool:
+    return one.count == other.count and all(torch.equal(getattr(one, name), getattr(other, name)) for name in SUMS)
+
+
+@settings(deadline=None, max_examples=20)
+@given(parts=st.lists(st.integers(1, 5), min_size=1, max_size=4), covariate=st.booleans(), seed=seeds)
+def test_sums_in_place_are_those_of_all_probes(parts: list[int], covariate: bool, seed: int) -> None:
+    u, w = complex_normal((2, sum(parts), 3, 4), seed)
+    total: Moments | None = None
+    for u_part, w_part in zip(u.split(parts), w.split(parts), strict=True):
+        given_w = w_part if covariate else None
+        total = moments(u_part, given_w) if total is None else accumulate(total, u_part, given_w)
+    assert total is not None
+    # one by one in the same order: not even rounding differs
+    assert same(total, moments(u, w if covariate else None))
+
+
+@settings(deadline=None, max_examples=20)
+@given(first=st.integers(1, 9), second=st.integers(1, 9), seed=seeds)
+def test_the_difference_is_of_the_later_probes(first: int, second: int, seed: int) -> None:
+    u, w = complex_normal((2, first + second, 3, 4), seed)
+    later = moments(u, w) - moments(u[:first], w[:first])
+    expected = moments(u[first:], w[first:])
+    assert later.count == second
+    for name in SUMS:
+        torch.testing.assert_close(getattr(later, name), getattr(expected, name), rtol=1e-12, atol=1e-12)
+
+
+def test_a_copy_stays_when_probes_are_added() -> None:
+    u, w = complex_normal((2, 6, 3, 4), 3)
+    total = moments(u[:4], w[:4])
+    kept = total.copy()
+    assert same(kept, total)
+    more = accumulate(total, u[4:], w[4:])
+    # the sums are written into, whatever the old ones say of their number
+    assert more.u_abs is total.u_abs
+    assert same(kept, moments(u[:4], w[:4]))
+    assert same(more, moments(u, w))
+    # a difference is no view either
+    later = more - kept
+    accumulate(more, u, w)
+    torch.testing.assert_close(later.u_w, moments(u[4:], w[4:]).u_w)
 
 
 @settings(deadline=None, max_examples=20)
@@ -249,6 +295,28 @@ def test_where_the_covariate_is_zero_the_map_is_the_plain_one() -> None:
         raw_varied = varied.sigma * root_bias(varied.degrees_of_freedom)
         raw_plain = plain.sigma * root_bias(plain.degrees_of_freedom)
         torch.testing.assert_close(raw_varied[:, :4], raw_plain[:, :4])
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.3, 3.0, 1e5])
+def test_maps_scale_with_their_probes(scale: float) -> None:
+    """Of voxels that are alone among their kind too, whose neighbours tell nothing but rounding."""
+    shape = (40, 40)
+    w, rest = complex_normal((16, *shape), 18), complex_normal((16, *shape), 19)
+    u = 0.8 * w + 0.6 * rest
+    inside = torch.rand(shape, generator=torch.Generator().manual_seed(20)) < 0.06
+    for kind in ("magnitude", "complex"):
+        one, other = (
+            sigma_map(
+                moments(factor * u, factor * w),
+                "complex" if kind == "complex" else "magnitude",
+                direction=phases(shape, 21),
+                covariate_variance=torch.full(shape, 2 * factor**2).double(),
+                inside=inside,
+            )
+            for factor in (1.0, scale)
+        )
+        torch.testing.assert_close(other.sigma / scale, one.sigma, rtol=1e-6, atol=0)
+        torch.testing.assert_close(other.degrees_of_freedom, one.degrees_of_freedom, rtol=1e-5, atol=0)
 
 
 # --- bias and intervals

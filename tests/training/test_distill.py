@@ -16,12 +16,13 @@ import torch
 from tests.training.distilled import SETTINGS, TINY, tiny_card, volume_folder
 from tests.training.scan_files import ismrmrd_file
 
-from voxelsigma.models.cards import ModelCard, load_card
+from voxelsigma.models.cards import load_card
 from voxelsigma.models.predictor_file import load_predictor
+from voxelsigma.noise.instant import PREDICTED_AT
 from voxelsigma.training import distill as distilling
 from voxelsigma.training.card import record_predictor, write_card
 from voxelsigma.training.config import DataSettings
-from voxelsigma.training.distill import DistillSettings, distill, example_settings, held_out_in
+from voxelsigma.training.distill import FIRST_PROBES, distill
 from voxelsigma.training.start import start_network
 from voxelsigma.training.targets import ScanTarget
 from voxelsigma.training.teaching import prediction_loss
@@ -96,6 +97,32 @@ def test_a_copy_leaves_the_card_as_it_is(card: Path, data: DataSettings, whole: 
     assert {"tiny.yaml", "tiny.distill", "tiny.sigma.safetensors"} < {path.name for path in whole.iterdir()}
 
 
+def test_scans_begin_as_pipelines_do(
+    tmp_path: Path, card: Path, data: DataSettings, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many first probes as a prediction is made of, drawn for every scan from the seed and its number."""
+    folder = whole / "tiny.distill"
+    target = ScanTarget.load(folder / "scans" / "00000.npz")
+    asked: dict[int, int] = {}
+
+    def noted(*_: Any, number: int, first: int, **__: Any) -> ScanTarget:
+        asked[number] = first
+        if len(asked) == 41:
+            raise Stop
+        return target
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distilling, "measure", noted)
+        with pytest.raises(Stop):
+            run(card, data, tmp_path, scans=60)
+    assert set(asked.values()) == set(FIRST_PROBES) == set(PREDICTED_AT)
+    # half of them of the fewest: 20 of 40, a standard deviation of 3.2; five of them
+    assert 5 <= list(asked.values()).count(8) <= 36
+    found = [ScanTarget.load(path) for path in sorted((folder / "scans").iterdir())]
+    assert [one.first for one in found] == [asked[number] for number in range(6)]
+    assert {one.probes for one in found} == {4}
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_every_precision_makes_a_predictor(
     tmp_path: Path, card: Path, data: DataSettings, whole: Path, precision: str
@@ -112,9 +139,13 @@ class Stop(BaseException):
     """A kill."""
 
 
-@pytest.mark.parametrize("stage", ["measure", "measure_twice", "calibrate", "save_predictor", "record_predictor"])
+@pytest.mark.parametrize(
+    ("stage", "call"),
+    # of the scans, and of those to calibrate with
+    [("measure", 3), ("measure", 8), ("calibrate", 1), ("save_predictor", 1), ("record_predictor", 1)],
+)
 def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
-    tmp_path: Path, card: Path, data: DataSettings, whole: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, card: Path, data: DataSettings, whole: Path, stage: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
     real: Callable[..., Any] = getattr(distilling, stage)
@@ -122,7 +153,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
     def stopping(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 3 or not stage.startswith("measure") or (stage, calls) == ("measure_twice", 2):
+        if calls == call:
             raise Stop
         return real(*arguments, **more)
 
@@ -292,51 +323,6 @@ def test_bad_data_leave_nothing(tmp_path: Path, card: Path, data: DataSettings) 
     with pytest.raises(ValueError, match=r"examples: .* cannot be drawn with centre random, matrix 4"):
         run(far, data, tmp_path / "out", matrix=(4, 4))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"scans": 0}, "distill: scans must be a whole number of at least 1, got 0"),
-        ({"probes": 1}, "distill: probes must be a whole number of at least 2, got 1"),
-        ({"steps": 1.5}, "distill: steps must be a whole number of at least 1, got 1.5"),
-        ({"crop": 8}, "distill: crop must be a whole number of at least 16, got 8"),
-        ({"channels": 129}, "distill: channels must be a number from 1 to 128, got 129"),
-        ({"levels": 7}, "distill: levels must be a number from 1 to 6, got 7"),
-        ({"learning_rate": 0}, "distill: learning_rate must be a number from 1e-08 to 1, got 0"),
-        ({"precision": "16"}, "distill: precision must be one of '32-true', 'bf16-mixed', '64-true', got '16'"),
-        ({"seed": -1}, "distill: seed must be a whole number of at least 0, got -1"),
-    ],
-)
-def test_settings_are_checked(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        DistillSettings(**changes)
-
-
-# --- what it draws
-
-
-@pytest.mark.parametrize(
-    ("acceleration", "coils", "expected"),
-    [
-        ((2, 8), (4, 32), ((2, 8), (4, 16), 0.04)),
-        ((1, 4), (1, 8), ((1, 4), (1, 8), 0.0)),
-        ((0.5, 100), (20, 64), ((1, 12), (20, 20), 0.04)),
-        ((16, 20), (40, 64), ((16, 16), (40, 40), 0.0)),
-    ],
-)
-def test_scans_are_drawn_from_the_cards_range(
-    card: Path, acceleration: tuple[float, float], coils: tuple[int, int], expected: tuple[Any, ...]
-) -> None:
-    checked: ModelCard = replace(load_card(str(card)), acceleration=acceleration, coils=coils)
-    found = example_settings(checked, (80, 128))
-    assert (found.acceleration, found.coils, found.many_coils_share) == expected
-    assert (found.matrix, found.snr, found.many_coils) == ((80, 128), (5, 50), 32)
-
-
-def test_held_out_volumes_that_are_there(data: DataSettings, tmp_path: Path) -> None:
-    assert held_out_in(Path(data.folder)) == ("head_07",)
-    assert held_out_in(tmp_path) == ()
 
 
 # --- networks and data of all kinds

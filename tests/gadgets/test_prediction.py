@@ -1,0 +1,361 @@
+"""Predicted σ maps in a pipeline: tested by its probes, dropped where they are wrong, refused if another network's."""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.pipelines.runs import SIZE, STD_MAP, run, write_scan
+from torch import Tensor
+
+import voxelsigma.pipelines
+from voxelsigma.formats.image_file import Series, read_series
+from voxelsigma.formats.raw_writer import write_raw
+from voxelsigma.formats.simulate import Simulation, simulate
+from voxelsigma.hosts.replay import replay
+from voxelsigma.models.cards import load_card
+from voxelsigma.models.predictor import FEATURES, KINDS, PARTS, SigmaPredictor
+from voxelsigma.noise.prior import Prior
+from voxelsigma.noise.sigma import MapKind
+from voxelsigma.training.card import record_predictor, save_predictor, write_card
+from voxelsigma.training.start import start_network
+
+FOLDER = Path(voxelsigma.pipelines.__path__[0])
+TINY = {"steps": 2, "blocks": 1, "channels": 4}
+SIGMA_COMPLEX, FREEDOM = 2010, 2050
+SMOOTHED = slice(FEATURES - 7, FEATURES - 5)
+WORTH = 500.0
+WARNING = "no prediction of sigma maps, the sketch runs alone"
+
+Patch = Callable[..., list[Tensor]]
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture
+def predicts(monkeypatch: pytest.MonkeyPatch) -> Patch:
+    """Make every predictor say the measured variance, smoothed, times a factor; gives the features it is asked with."""
+
+    def patched(factor: float = 1.0, *, from_call: int = 1) -> list[Tensor]:
+        asked: list[Tensor] = []
+
+        def predict(self: SigmaPredictor, features: Tensor, zero_filled_variance: Tensor) -> dict[MapKind, Prior]:
+            del self
+            asked.append(features)
+            variance = zero_filled_variance.double() * (factor if len(asked) >= from_call else 1.0)
+            return {
+                kind: Prior(
+                    variance=PARTS[kind] * variance * smooth.double().exp(), freedom=WORTH * torch.ones(smooth.shape)
+                )
+                for kind, smooth in zip(KINDS, features[SMOOTHED], strict=True)
+            }
+
+        monkeypatch.setattr(SigmaPredictor, "predict", predict)
+        return asked
+
+    return patched
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a predictor that nobody trained."""
+    return named(tmp_path_factory.mktemp("card"))
+
+
+@pytest.fixture(scope="module")
+def plain(scan: Path, card: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Series]:
+    """What the sketch alone gives."""
+    folder = tmp_path_factory.mktemp("plain")
+    return run(scan, pipeline(card, folder, prior="off"), folder / "out.h5")
+
+
+def named(folder: Path) -> Path:
+    """A card with a predictor that nobody trained."""
+    path = written(folder)
+    add_predictor(path, path)
+    return path
+
+
+def written(folder: Path, *, seed: int = 1) -> Path:
+    """A card without a predictor."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "mine.yaml"
+    write_card(
+        path,
+        start_network("unrolled", TINY, seed=seed),
+        architecture="unrolled",
+        hyperparameters=TINY,
+        fit_for={"acceleration": [1, 8], "coils": [1, 32], "dimension": 2},
+        trained_on="nothing",
+        evaluation="none",
+        licence="none",
+    )
+    return path
+
+
+def add_predictor(path: Path, of: Path) -> None:
+    """Give a card a predictor that was made for the network of a card, its own or another."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        predictor = SigmaPredictor(channels=4, levels=2)
+    file = path.with_name("mine.sigma.safetensors")
+    record_predictor(path, file.name, save_predictor(file, predictor, load_card(str(of))))
+
+
+def pipeline(card: Path, folder: Path, **properties: str) -> str:
+    """The shipped pipeline with this card, a seed ("" for none), and these properties of the sketch, in a folder."""
+    text = (FOLDER / "unrolled_sigma.xml").read_text(encoding="utf-8")
+    given = {"seed": "7", "maps": "magnitude complex freedom", **properties}
+    sketch = "".join(f'<property name="{name}" value="{value}"/>' for name, value in given.items() if value)
+    before, _, after = text.partition('<gadget name="sketch">')
+    old, end, rest = after.partition("</gadget>")
+    assert old.count('name="probes" value="64"') == 1
+    if "probes" not in properties:
+        sketch += '<property name="probes" value="64"/>'
+    changed = f'{before}<gadget name="sketch">{sketch}{end}{rest}'
+    path = folder / "mine.xml"
+    path.write_text(changed.replace('value="unrolled_small"', f'value="{card}"'), encoding="utf-8")
+    return str(path)
+
+
+def meta_of(series: dict[int, Series]) -> dict[str, Any]:
+    (meta,) = series[STD_MAP].attributes
+    return dict(meta)
+
+
+def map_of(series: dict[int, Series], index: int = STD_MAP) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = series[index].data[0, 0, 0]
+    return found
+
+
+def check_same_maps(one: dict[int, Series], other: dict[int, Series]) -> None:
+    """All series of two runs, to the last bit."""
+    assert set(one) == set(other) == {1, STD_MAP, SIGMA_COMPLEX, FREEDOM}
+    for index, series in one.items():
+        np.testing.assert_array_equal(series.data, other[index].data)
+
+
+# --- predictions that count
+
+
+def test_a_predictor_that_nobody_trained_is_asked_all_the_same(scan: Path, card: Path, tmp_path: Path) -> None:
+    series = run(scan, pipeline(card, tmp_path), tmp_path / "out.h5")
+    told = meta_of(series)["voxelsigma_prior"]
+    assert told == "certified" or told.startswith("dropped for 1 of 1 planes")
+    for index in (STD_MAP, SIGMA_COMPLEX):
+        assert np.isfinite(map_of(series, index)).all()
+        assert (map_of(series, index) > 0).mean() > 0.1
+
+
+def test_without_it_the_sketch_is_alone(plain: dict[int, Series]) -> None:
+    meta = meta_of(plain)
+    assert meta["voxelsigma_prior"] == "none"
+    assert meta["voxelsigma_estimator"] == "sketch with control variate"
+    assert int(meta["voxelsigma_probes"]) == 64
+
+
+def test_a_prediction_that_passes_is_enough_with_eight_probes(
+    scan: Path, card: Path, plain: dict[int, Series], tmp_path: Path, predicts: Patch
+) -> None:
+    asked = predicts()
+    series = run(scan, pipeline(card, tmp_path), tmp_path / "out.h5")
+    meta = meta_of(series)
+    assert meta["voxelsigma_prior"] == "certified"
+    assert meta["voxelsigma_estimator"] == "sketch with control variate, predicted prior"
+    assert int(meta["voxelsigma_probes"]) == 8
+    assert float(meta["voxelsigma_degrees_of_freedom"]) == WORTH
+    assert float(meta["voxelsigma_sketch_error"]) == pytest.approx((2 * WORTH) ** -0.5, rel=1e-3)
+    assert [one.shape for one in asked] == [(FEATURES, SIZE, SIZE)]
+    freedom = map_of(series, FREEDOM)
+    image = map_of(series, 1)
+    inside = image > 0.2 * image.max()
+    assert (freedom[inside] == WORTH).all()
+    np.testing.assert_array_equal(image, map_of(plain, 1))
+    # what was predicted are the measured maps, smoothed: not far from those of 64 probes
+    for index in (STD_MAP, SIGMA_COMPLEX):
+        ratio = map_of(series, index)[inside] / map_of(plain, index)[inside]
+        assert np.median(ratio) == pytest.approx(1, abs=0.1)
+
+
+def test_voxels_that_no_coil_sees_are_the_sketches(scan: Path, card: Path, tmp_path: Path, predicts: Patch) -> None:
+    predicts()
+    series = run(scan, pipeline(card, tmp_path), tmp_path / "out.h5")
+    alone = run(scan, pipeline(card, tmp_path, prior="off", probes="8"), tmp_path / "alone.h5")
+    own = map_of(series, FREEDOM) != WORTH
+    # the maps of the coils end where the object does
+    assert 0.05 < own.mean() < 0.9
+    for index in (STD_MAP, SIGMA_COMPLEX, FREEDOM):
+        np.testing.assert_array_equal(map_of(series, index)[own], map_of(alone, index)[own])
+
+
+@pytest.mark.parametrize(
+    ("properties", "probes", "asked"),
+    [
+        ({"prior_probes": "16"}, 16, [8, 16]),
+        ({"prior_probes": "64", "probes": "24"}, 24, [8, 16]),
+        ({"probes": "48", "target_error": "0.0005", "seed": ""}, 48, [8, 16, 32]),
+        ({"probes": "8"}, 8, [8]),
+        ({"target_error": "0.04", "seed": ""}, 8, [8]),
+    ],
+)
+def test_it_is_asked_as_often_as_it_can_be(
+    scan: Path,
+    card: Path,
+    tmp_path: Path,
+    predicts: Patch,
+    properties: dict[str, str],
+    probes: int,
+    asked: list[int],
+) -> None:
+    seen = predicts()
+    meta = meta_of(run(scan, pipeline(card, tmp_path, **properties), tmp_path / "out.h5"))
+    assert meta["voxelsigma_prior"] == "certified"
+    assert int(meta["voxelsigma_probes"]) == probes
+    assert [round(8 * float(one[-1, 0, 0].exp())) for one in seen] == asked
+
+
+def test_what_is_to_be_repeated_stops_on_counts_alone(scan: Path, card: Path, tmp_path: Path, predicts: Patch) -> None:
+    asked = predicts()
+    meta = meta_of(run(scan, pipeline(card, tmp_path, target_error="0.2"), tmp_path / "out.h5"))
+    assert not asked
+    assert meta["voxelsigma_prior"] == "none"
+    # 1 + 1 / (2 * 0.2^2) is 13.5
+    assert int(meta["voxelsigma_probes"]) == 14
+
+
+def test_a_real_image_has_a_predicted_map_too(scan: Path, tmp_path: Path, predicts: Patch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\narchitecture: python:tests.training.own_magnitude:magnitude\n"
+        "fit_for: {acceleration: [1, 8], coils: [1, 32], dimension: 2}\nlicence: none\n"
+    )
+    add_predictor(path, path)
+    asked = predicts()
+    meta = meta_of(run(scan, pipeline(path, tmp_path, maps="magnitude"), tmp_path / "out.h5"))
+    assert meta["voxelsigma_prior"] == "certified"
+    (features,) = asked
+    assert torch.equal(features[SMOOTHED][0], features[SMOOTHED][1])
+
+
+# --- and those that do not
+
+
+@pytest.mark.parametrize(("factor", "off"), [(4.0, 50), (0.25, 50)])
+def test_a_wrong_prediction_leaves_the_plain_sketch(
+    scan: Path, card: Path, plain: dict[int, Series], tmp_path: Path, predicts: Patch, factor: float, off: int
+) -> None:
+    asked = predicts(factor)
+    series = run(scan, pipeline(card, tmp_path), tmp_path / "out.h5")
+    meta = meta_of(series)
+    told = re.fullmatch(r"dropped for 1 of 1 planes: a region is off by (\d+) % or more", meta["voxelsigma_prior"])
+    assert told is not None
+    assert off < int(told[1]) < 120
+    assert len(asked) == 1
+    check_same_maps(series, plain)
+    for name in ("estimator", "probes", "sketch_error", "degrees_of_freedom", "explained"):
+        assert meta[f"voxelsigma_{name}"] == meta_of(plain)[f"voxelsigma_{name}"]
+
+
+def test_one_that_becomes_wrong_leaves_the_plain_sketch_too(
+    scan: Path, card: Path, plain: dict[int, Series], tmp_path: Path, predicts: Patch
+) -> None:
+    asked = predicts(4.0, from_call=2)
+    series = run(scan, pipeline(card, tmp_path, prior_probes="64"), tmp_path / "out.h5")
+    assert meta_of(series)["voxelsigma_prior"].startswith("dropped for 1 of 1 planes")
+    assert len(asked) == 2
+    check_same_maps(series, plain)
+
+
+def test_planes_of_a_volume_are_judged_one_by_one(tmp_path: Path, card: Path, predicts: Patch) -> None:
+    """16 planes along the readout; of those that no coil sees nothing is predicted."""
+    made = simulate(
+        Simulation(
+            matrix=(8, 16, 16),
+            coils=4,
+            acceleration=2,
+            mask="uniform_1d",
+            reference_lines=12,
+            snr=30,
+            noise_samples=4096,
+            seed=2,
+        )
+    )
+    volume = tmp_path / "volume.h5"
+    write_raw(volume, made.header_xml, made.blocks)
+    asked = predicts(4.0, from_call=6)
+    series = run(volume, pipeline(card, tmp_path, probes="16"), tmp_path / "out.h5")
+    told = re.match(r"dropped for (\d+) of (\d+) planes", meta_of(series)["voxelsigma_prior"])
+    assert told is not None
+    dropped, planes = int(told[1]), int(told[2])
+    assert len(asked) == planes
+    assert 6 < planes < 16
+    # planes are small, so that one of the others may happen to be dropped as well
+    assert planes - 5 <= dropped < planes
+    assert int(meta_of(series)["voxelsigma_probes"]) == 16
+    # (1, 1, z, y, x): the readout is the last axis
+    predicted = (series[FREEDOM].data[0, 0] == WORTH).any(axis=(0, 1))
+    assert predicted.sum() == planes - dropped
+    assert np.isfinite(series[STD_MAP].data).all()
+
+
+@pytest.mark.parametrize(
+    ("properties", "kept"),
+    [({"probes": "7"}, False), ({"control_variate": "false"}, False), ({"prior": "off"}, False), ({}, True)],
+    ids=["few probes", "no control variate", "off", "kept probes"],
+)
+def test_it_is_not_asked(
+    scan: Path, card: Path, tmp_path: Path, predicts: Patch, properties: dict[str, str], kept: bool
+) -> None:
+    asked = predicts()
+    # a card without a predictor says what the sketch alone does
+    bare = written(tmp_path / "bare")
+    found = []
+    for number, one in enumerate((card, bare)):
+        output = tmp_path / f"{number}.h5"
+        replay(scan, pipeline(one, tmp_path, **properties), output, keep_probes=kept)
+        found.append({series.index: series for series in read_series(output)})
+    assert not asked
+    assert meta_of(found[0])["voxelsigma_prior"] == meta_of(found[1])["voxelsigma_prior"] == "none"
+    assert int(meta_of(found[0])["voxelsigma_probes"]) == int(properties.get("probes", "64"))
+    check_same_maps(*found)
+
+
+def test_a_predictor_of_other_weights_is_warned_of_once(
+    scan: Path, tmp_path: Path, plain: dict[int, Series], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = written(tmp_path / "other", seed=2)
+    mine = written(tmp_path / "mine")
+    add_predictor(mine, other)
+    for number in range(2):
+        series = run(scan, pipeline(mine, tmp_path), tmp_path / f"{number}.h5")
+        assert meta_of(series)["voxelsigma_prior"] == "none"
+        check_same_maps(series, plain)
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert re.match(
+        rf"{WARNING}: .*mine\.sigma\.safetensors: predicts the network .*, the card .*mine\.yaml is", warning
+    )
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_predictor_that_cannot_be_read_is_warned_of_once(
+    scan: Path, tmp_path: Path, plain: dict[int, Series], caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    mine = named(tmp_path)
+    file = mine.with_name("mine.sigma.safetensors")
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[:1000])
+    for number in range(2):
+        check_same_maps(run(scan, pipeline(mine, tmp_path), tmp_path / f"{number}.h5"), plain)
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    told = "does not exist" if damage == "missing" else "sha256 is"
+    assert re.match(rf"{WARNING}: .*mine\.sigma\.safetensors.*{told}", warning)

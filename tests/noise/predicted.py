@@ -1,0 +1,125 @@
+"""A reconstruction whose noise is known, and predictions of it, made for the tests."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voxelsigma.noise.fusion import fused, measured_variance
+from voxelsigma.noise.instant import FEWEST, Instant, Priors, instant_sketch
+from voxelsigma.noise.linearize import Linearization
+from voxelsigma.noise.moments import Moments
+from voxelsigma.noise.prior import Prior
+from voxelsigma.noise.probes import ProbeSource
+from voxelsigma.noise.sigma import MapKind, SigmaMap
+from voxelsigma.noise.sketch import Covariate, Sketch, Stopping
+
+SIDE = 64
+WORTH = 40.0
+GUESS = 1 + torch.linspace(-0.5, 0.5, SIDE, dtype=torch.float64)[:, None] * torch.linspace(0.2, 1, SIDE)
+# the truth scatters around the guess as if that were worth so many squares
+TRUTH = GUESS * torch.from_numpy(WORTH / np.random.default_rng(1).chisquare(WORTH, (SIDE, SIDE))).sqrt()
+WHITE = ProbeSource(variance=torch.full((SIDE, SIDE), 2.0), coils=2, seed=5, dtype=torch.complex128)
+
+
+def normal(batch: Tensor, coil: int) -> Tensor:
+    """Nearly normal and independent from voxel to voxel, of variance 1 per component."""
+    return torch.fft.fft2(batch[:, coil], norm="ortho")
+
+
+def push(batch: Tensor) -> Tensor:
+    return TRUTH * (0.8 * normal(batch, 0) + 0.6 * normal(batch, 1))
+
+
+# uniform in magnitude, so that the whole square is the object
+JACOBIAN = Linearization(value=torch.polar(torch.ones_like(GUESS), GUESS), push=push)
+COVARIATE = Covariate(push=lambda batch: normal(batch, 0), variance=torch.full((SIDE, SIDE), 2.0).double())
+
+
+def priors(factor: Tensor | float = 1.0, worth: float = WORTH) -> Priors:
+    """What is known before any probe, but for a factor of σ."""
+    variance = (GUESS * factor).square()
+    freedom = torch.full_like(variance, worth)
+    return {
+        "magnitude": Prior(variance=variance, freedom=freedom),
+        "complex": Prior(variance=2 * variance, freedom=freedom),
+    }
+
+
+def half(factor: float) -> Tensor:
+    """A factor on one half of the voxels."""
+    return torch.where(torch.arange(SIDE)[:, None] < SIDE // 2, factor, torch.ones_like(GUESS))
+
+
+class Predictor:
+    """Says the same, or by the number of probes; remembers what it was asked."""
+
+    def __init__(self, says: Priors | Callable[[int], Priors]) -> None:
+        self.says = says
+        self.sums: list[Moments] = []
+
+    def __call__(self, state: Sketch) -> Priors:
+        self.sums.append(state.sums.copy())
+        return self.says(state.sums.count) if callable(self.says) else self.says
+
+    @property
+    def asked(self) -> list[int]:
+        return [one.count for one in self.sums]
+
+
+def follow(state: Sketch) -> Priors:
+    """The best that can be said of what was seen: that with what was known before."""
+    best = {kind: fused(state.map(kind), prior) for kind, prior in priors().items()}
+    return {kind: Prior(variance=measured_variance(one), freedom=one.degrees_of_freedom) for kind, one in best.items()}
+
+
+def instant(
+    predict: Callable[[Sketch], Priors],
+    stopping: Stopping,
+    covariate: Covariate | None = None,
+    *,
+    fewest: int = FEWEST,
+    chunk: int = 8,
+) -> Instant:
+    return instant_sketch(
+        JACOBIAN,
+        WHITE,
+        stopping,
+        predict,
+        scale=GUESS.square(),
+        fewest=fewest,
+        covariate=covariate,
+        chunk=chunk,
+    )
+
+
+def truth(kind: MapKind) -> Tensor:
+    return TRUTH * (2**0.5 if kind == "complex" else 1)
+
+
+def pushed(first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Pushed probes of these numbers, and their covariates."""
+    probes = torch.cat([WHITE.block(number) for number in range(first // 8, last // 8)])
+    return push(probes), normal(probes, 0)
+
+
+def equal(one: SigmaMap, other: SigmaMap) -> bool:
+    tensors = ("sigma", "degrees_of_freedom", "explained")
+    same = all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+    return same and (one.kind, one.probes) == (other.kind, other.probes)
+
+
+def close(one: SigmaMap, other: SigmaMap) -> None:
+    for name in ("sigma", "degrees_of_freedom"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-9, atol=1e-9)
+
+
+def same_sums(one: Moments, other: Moments) -> bool:
+    names = ("u_abs", "u_u", "w_abs", "w_w", "u_wc", "u_w")
+    return one.count == other.count and all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def covered(found: SigmaMap) -> float:
+    low, high = found.interval()
+    return float(((low <= truth(found.kind)) & (truth(found.kind) <= high)).double().mean())
