@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, tostring
@@ -61,13 +62,15 @@ class Exchange:
             If the node reports an error, sends what cannot be read, or ends without saying goodbye.
         """
         failures: list[BaseException] = []
-        feeder = self.family.thread(lambda: self._feed(connection, items, failures))
+        refused = threading.Event()
+        feeder = self.family.thread(lambda: self._feed(connection, items, failures, refused))
         yield from items_of(self._messages(Reader(connection.recv), failures))
         heard_out = _closed_in_peace(connection)
         feeder.join()
         if failures:
             raise failures[0]
-        if not heard_out:
+        # what was still to be sent says it too, where the other side's end overtook the reset
+        if refused.is_set() or not heard_out:
             raise RuntimeError(f"{self.name}: ended{self.fate() or ' before it had read all its input'}")
 
     def _messages(self, reader: Reader, failures: list[BaseException]) -> Iterator[object]:
@@ -86,7 +89,9 @@ class Exchange:
                 return
             yield found
 
-    def _feed(self, connection: socket.socket, items: Stream, failures: list[BaseException]) -> None:
+    def _feed(
+        self, connection: socket.socket, items: Stream, failures: list[BaseException], refused: threading.Event
+    ) -> None:
         """Send configuration, header and items; a failure upstream ends the stream without a goodbye."""
         try:
             configuration = b'<?xml version="1.0"?>\n' + tostring(self.configuration)
@@ -102,6 +107,7 @@ class Exchange:
         except OSError:
             # the node is gone; the reading side knows better why
             logger.debug("%s closed its input", self.name)
+            refused.set()
 
 
 def _next_upstream(parts: Iterator[bytes], failures: list[BaseException]) -> bytes | None:

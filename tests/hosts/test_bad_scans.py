@@ -239,7 +239,7 @@ CASES = {
     ),
     "full disk": Case(text=r"out\.h5: cannot be written \(File too large\)", gadgets=CHAIN, file_size=8192),
     "no such card": Case(
-        text=r"no model card is called 'unrolled_large'; shipped are sense, unrolled_small",
+        text=r"no model card is called 'unrolled_large'; shipped are modl_small, sense, unrolled_small",
         gadgets=with_model("unrolled_large"),
     ),
     "other weights": Case(

@@ -44,7 +44,7 @@ def test_the_first_folder_counts(tmp_path: Path) -> None:
     assert gadgets_of(named_pipeline("sense_sigma", folders)) == [GadgetSpec("sketch", {"probes": "4"})]
     assert gadgets_of(named_pipeline("own.xml", folders)) == [GadgetSpec("sketch", {"probes": "8"})]
     with pytest.raises(
-        FileNotFoundError, match=r"pipeline 'other': there is none .* there are own\.xml, sense_sigma\.x"
+        FileNotFoundError, match=r"pipeline 'other': there is none .* there are modl_sigma\.xml, own\.xml, s"
     ):
         named_pipeline("other", folders)
 

@@ -159,7 +159,7 @@ def test_a_text_that_has_no_bytes_is_told_all_the_same(scan: SimulatedScan, own:
 @pytest.mark.parametrize(
     ("first", "text"),
     [
-        (FileName("nothing.xml"), "pipeline 'nothing.xml': there is none of that name; there are sense_sigma.xml"),
+        (FileName("nothing.xml"), "pipeline 'nothing.xml': there is none of that name; there are modl_sigma.xml"),
         (FileName("../pipelines/sense_sigma.xml"), "expected a plain file name, without '/' or '..'"),
         (FileName("/etc/passwd"), "expected a plain file name"),
         (FileName(""), "pipeline '': expected a plain file name"),
