@@ -1,4 +1,4 @@
-"""A predicted σ map as a prior: what it says, how much it is worth, and what probes make of it."""
+"""A predicted σ map as a prior: what it says, what that is worth, and how well it fits what was measured."""
 
 from dataclasses import dataclass
 
