@@ -25,7 +25,7 @@ from bench.networks import COILS, SNR, data_folder
 from bench.processes import ROOT
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.network import Network
-from voxelsigma.models.predictor import KINDS, SigmaPredictor, probe_features, scan_features
+from voxelsigma.models.predictor import KINDS, SigmaPredictor, plane_features, probe_features
 from voxelsigma.models.predictor_file import load_predictor
 from voxelsigma.noise.certificate import RegionEnergies, regions
 from voxelsigma.noise.instant import PREDICTED_AT, Instant, Priors
@@ -86,14 +86,7 @@ def one_scan(network: Network, predictor: SigmaPredictor, scan: Example, seed: i
     start = time.perf_counter()
     linearization = linearize(network.bind(plane), scan.kspace)
     covariate = plane.covariate()
-    assert covariate.correlation is not None
-    of_scan = scan_features(
-        linearization.value,
-        covariate.push(scan.kspace.unsqueeze(0))[0],
-        covariate.variance,
-        covariate.correlation,
-        float((plane.weights > 0).float().mean()),
-    )
+    of_scan = plane_features(plane, scan.kspace, linearization.value, covariate)
     once = time.perf_counter() - start
     source = ProbeSource(variance=plane.variance, coils=COILS, seed=seed)
     inside = object_mask(linearization.value)

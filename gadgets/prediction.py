@@ -9,7 +9,7 @@ from torch import Tensor
 
 from voxelsigma.gadgets.planes import Plane
 from voxelsigma.models.cards import ModelCard
-from voxelsigma.models.predictor import SigmaPredictor, probe_features, scan_features
+from voxelsigma.models.predictor import SigmaPredictor, plane_features, probe_features
 from voxelsigma.models.predictor_file import load_predictor
 from voxelsigma.noise.instant import Predict, Priors
 from voxelsigma.noise.sketch import Covariate, Sketch
@@ -35,16 +35,7 @@ def predictor_of(card: ModelCard, device: torch.device) -> SigmaPredictor | None
 
 def prediction(predictor: SigmaPredictor, plane: Plane, image: Tensor, covariate: Covariate) -> Predict:
     """What the predictor says of an image of a plane, for any sketch of it."""
-    assert covariate.correlation is not None
-    problem = plane.problem
-    windows = problem.windows(symmetric=True)
-    of_scan = scan_features(
-        image,
-        covariate.push(plane.kspace.unsqueeze(0))[0],
-        covariate.variance,
-        covariate.correlation,
-        float((problem.cropped_weights(windows) > 0).float().mean()),
-    )
+    of_scan = plane_features(plane.problem, plane.kspace, image, covariate)
     real = not image.is_complex()
 
     def predict(state: Sketch) -> Priors:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from voxelsigma.models.problem import PlaneProblem
 from voxelsigma.models.unet import padded_apply
 from voxelsigma.noise.fusion import measured_variance
 from voxelsigma.noise.moments import projected
 from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.sigma import MapKind
-from voxelsigma.noise.sketch import Sketch
+from voxelsigma.noise.sketch import Covariate, Sketch
 from voxelsigma.noise.voxels import neighbourhood_mean, object_mask, phase_factor
 
 KINDS: Final[tuple[MapKind, ...]] = ("magnitude", "complex")
@@ -184,6 +185,25 @@ def scan_features(image: Tensor, zero_filled: Tensor, variance: Tensor, correlat
         *(torch.full_like(bright, float(spread[middle + y, middle + x])) for y, x in LAGS),
     ]
     return torch.stack(planes).float()
+
+
+def plane_features(problem: PlaneProblem, kspace: Tensor, image: Tensor, covariate: Covariate) -> Tensor:
+    """`scan_features` of the reconstruction of a plane.
+
+    Parameters
+    ----------
+    problem, kspace
+        The plane, and its data, shape `(coils, k1, k0)`.
+    image
+        The reconstruction, shape `(y, x)`, complex or real.
+    covariate
+        The plane's own.
+    """
+    assert covariate.correlation is not None
+    sampled = problem.cropped_weights(problem.windows(symmetric=True)) > 0
+    zero_filled = covariate.push(kspace.unsqueeze(0))[0]
+    fraction = float(sampled.float().mean())
+    return scan_features(image, zero_filled, covariate.variance, covariate.correlation, fraction)
 
 
 def probe_features(state: Sketch, variance: Tensor, *, real: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voxelsigma.formats.atomic import unwritable, whole_file
 from voxelsigma.models.network import Network
-from voxelsigma.models.predictor import FEATURES, KINDS, probe_features, scan_features
+from voxelsigma.models.predictor import FEATURES, KINDS, plane_features, probe_features
 from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.moments import projected
 from voxelsigma.noise.probes import ProbeSource
@@ -116,7 +116,6 @@ def measure(network: Network, scan: Example, *, first: int, probes: int, seed: i
     linearization = linearize(network.bind(plane), scan.kspace)
     real = not linearization.value.is_complex()
     covariate = plane.covariate(scan.kspace if real else None)
-    assert covariate.correlation is not None
 
     def sketched(place: int, count: int, known: Covariate | None) -> Sketch:
         source = ProbeSource(
@@ -129,14 +128,7 @@ def measure(network: Network, scan: Example, *, first: int, probes: int, seed: i
         )
         return sketch(linearization, source, Stopping(probes=count), covariate=known)
 
-    sampled = plane.cropped_weights(plane.windows(symmetric=True)) > 0
-    of_scan = scan_features(
-        linearization.value,
-        covariate.push(scan.kspace.unsqueeze(0))[0],
-        covariate.variance,
-        covariate.correlation,
-        float(sampled.float().mean()),
-    )
+    of_scan = plane_features(plane, scan.kspace, linearization.value, covariate)
     of_probes = probe_features(sketched(1, first, covariate), covariate.variance, real=real)
     found = sketched(2, probes, None)
     sums = found.sums
