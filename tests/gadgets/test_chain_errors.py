@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from voxelsigma.formats.simulate import SimulatedScan, Simulation, simulate
+from voxelsigma.models.cards import available_cards
 
 FRONT: tuple[tuple[str, dict[str, str]], ...] = (("prewhiten", {}), ("accumulate", {}), ("coil_maps", {"kernel": "4"}))
 
@@ -25,7 +26,10 @@ FRONT: tuple[tuple[str, dict[str, str]], ...] = (("prewhiten", {}), ("accumulate
         ([("accumulate", {"prewhitened": "maybe"})], "property 'prewhitened' must be true or false, got 'maybe'"),
         ([("coil_maps", {"method": "magic"})], "property 'method' must be one of espirit, walsh, got 'magic'"),
         ([("coil_maps", {"crop": "nan"})], "property 'crop' must be a number from 0 to 1, got 'nan'"),
-        ([("reconstruct", {"model": "gpt"})], "no model card is called 'gpt'; shipped are modl_small, sense, "),
+        (
+            [("reconstruct", {"model": "gpt"})],
+            f"no model card is called 'gpt'; shipped are {', '.join(available_cards())}$",
+        ),
         (
             [("reconstruct", {"model": "unrolled_small", "regularization": "1"})],
             "a trained network and takes none",

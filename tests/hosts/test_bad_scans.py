@@ -18,6 +18,7 @@ from voxelsigma.formats.image_file import Series, read_series
 from voxelsigma.formats.raw_file import open_raw
 from voxelsigma.formats.raw_writer import write_raw
 from voxelsigma.formats.readouts import ReadoutBlock
+from voxelsigma.models.cards import available_cards
 
 Gadgets = list[tuple[str, dict[str, str]]]
 Outcome = subprocess.CompletedProcess[str]
@@ -239,7 +240,7 @@ CASES = {
     ),
     "full disk": Case(text=r"out\.h5: cannot be written \(File too large\)", gadgets=CHAIN, file_size=8192),
     "no such card": Case(
-        text=r"no model card is called 'unrolled_large'; shipped are modl_small, sense, unrolled_small",
+        text=f"no model card is called 'unrolled_large'; shipped are {', '.join(available_cards())}$",
         gadgets=with_model("unrolled_large"),
     ),
     "other weights": Case(

@@ -6,6 +6,7 @@ import pytest
 from tests.pipelines.runs import check_image_and_maps, run, write_scan
 
 from voxelsigma.hosts.pipeline import External, gadgets_of, load_pipeline, shipped_pipelines
+from voxelsigma.models.cards import available_cards, load_card
 
 # Gadgetron's own gadgets need Gadgetron, and a worker has to run somewhere: tests/hosts has both
 NAMES = sorted(
@@ -20,8 +21,10 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scan(tmp_path_factory.mktemp("scan"))
 
 
-def test_there_is_one_for_every_network() -> None:
-    assert {f"{name}_sigma.xml" for name in ("modl", "sense", "unrolled")} <= set(NAMES)
+def test_there_is_one_for_every_shipped_architecture() -> None:
+    shipped = {load_card(name).architecture for name in available_cards()}
+    assert {"modl", "sense", "unet", "unrolled"} <= shipped
+    assert {f"{architecture}_sigma.xml" for architecture in shipped} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

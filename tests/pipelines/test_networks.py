@@ -14,6 +14,7 @@ from voxelsigma.training.card import write_card
 FOLDER = Path(voxelsigma.pipelines.__path__[0])
 SMALL: dict[str, dict[str, Any]] = {
     "modl": {"steps": 2, "blocks": 1, "channels": 4},
+    "unet": {"channels": 4, "levels": 2, "residual": True},
     "unrolled": {"steps": 2, "blocks": 1, "channels": 4},
 }
 
@@ -21,6 +22,10 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scan(tmp_path_factory.mktemp("scan"))
+
+
+def test_every_architecture_with_a_pipeline_is_tried() -> None:
+    assert {name for name in ARCHITECTURES if (FOLDER / f"{name}_sigma.xml").is_file()} == set(SMALL)
 
 
 @pytest.mark.parametrize("architecture", sorted(SMALL))
@@ -45,6 +50,7 @@ def test_a_pipeline_with_a_network_of_its_architecture(scan: Path, tmp_path: Pat
     pipeline = tmp_path / "mine.xml"
     pipeline.write_text(text.replace(shipped, f'value="{card}"'), encoding="utf-8")
     series = run(scan, str(pipeline), tmp_path / "out.h5")
-    check_image_and_maps(series, model="mine", own_sensitivities=False)
+    own = getattr(ARCHITECTURES[architecture], "estimates_sensitivities", False)
+    check_image_and_maps(series, model="mine", own_sensitivities=own)
     (meta,) = series[1].attributes
     assert meta["voxelsigma_model_card"] == str(card)
