@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.chunking import default_chunk
+from voxelsigma.noise.heap import FlatHeap
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments, accumulate, moments
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
@@ -153,8 +154,10 @@ def sketch(
     seen = object_mask(linearization.value)
     control = None if covariate is None else _Control(covariate, linearization.value, direction)
     state: Sketch | None = None
+    heap = FlatHeap(linearization.value.device)
     start, block, done = clock(), 0, 0
     while done < stopping.probes:
+        heap.before_step()
         batch = _joined(list(probes.blocks(block, block + blocks_per_step)))[: stopping.probes - done]
         block += blocks_per_step
         pushed = _joined([linearization.push(part) for part in batch.split(size)])
