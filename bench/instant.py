@@ -1,142 +1,310 @@
-"""Print what a prediction saves: `python -m bench.instant`.
+"""Print what a prediction saves: `python -m bench.instant CARD`.
 
-Held-out heads, 8 coils, SNR 20, masks along two axes: σ error of the plain sketch, of the control variate, and of what
-the predictor makes of the same probes, against the number of probes; and the time to 5 % and to 3 %. The error is the
-root mean square over the object, relative, against a reference of its own probes, whose variance is taken off. The
-figures go to `bench/results/instant.json`.
+Scans of held-out heads, 8 coils, SNR 20, masks along two axes, R = 4, 6, 8: σ error of the plain sketch, of the control
+variate, and of what pipelines make of a prediction and the same probes, against the number of probes; the time to 5 %
+and to 3 %; and how many scans keep the prediction. Then scans that the predictor was not made for: more acceleration,
+lines alone on another matrix, a phantom, another network; `--brains` adds measured ones.
+
+Errors are root mean squares over the object, relative, against a reference of its own probes, whose variance is taken
+off; the 95 % interval is that of the quotient of two estimates, so that the reference's error does not count. Every
+road pays for what it needs alone: the plain sketch for no covariate, nobody else for the prediction. Figures go to
+`bench/results/instant.json`.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import scipy.stats
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from bench.networks import COILS, SNR, data_folder
+from bench.brains import full_scan, poisson_scan
+from bench.networks import SHIPPED, SNR, data_folder, make_case
 from bench.processes import ROOT
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import KINDS, SigmaPredictor, plane_features, probe_features
 from voxelsigma.models.predictor_file import load_predictor
-from voxelsigma.noise.certificate import RegionEnergies, regions
-from voxelsigma.noise.instant import PREDICTED_AT, Instant, Priors
+from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.noise.certificate import TOLERANCE, RegionEnergies, regions
+from voxelsigma.noise.fusion import measured_variance
+from voxelsigma.noise.instant import Judge, Priors
 from voxelsigma.noise.linearize import linearize
-from voxelsigma.noise.moments import Moments
-from voxelsigma.noise.probes import ProbeSource
+from voxelsigma.noise.prior import Prior
+from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap
 from voxelsigma.noise.sketch import Sketch, Stopping, sketch
 from voxelsigma.noise.voxels import object_mask, phase_factor
 from voxelsigma.training.compare import plane_of
 from voxelsigma.training.example import Example
 from voxelsigma.training.held_out import HELD_OUT, Setting, held_out_slices
-from voxelsigma.training.volumes import load_volumes
+from voxelsigma.training.volumes import Volume, load_volumes
 
 COUNTS: Final = (8, 16, 32, 64, 128, 256)
 ROADS: Final = ("plain", "control variate", "instant")
 TARGETS: Final = (0.05, 0.03)
+ACCELERATIONS: Final = (4.0, 6.0, 8.0)
 MATRIX: Final = 96
-REFERENCE: Final = 768
+REFERENCE: Final = 512
+JUDGED_AT: Final = 16
+WRONG: Final = 0.3
+WORSE: Final = 1.05
+
+_BEYOND = 12.0
+_OTHER_MATRIX = 128
+_OTHERS = ("unrolled_small", "unrolled_ssdu")
+_SMALLEST = 1e-4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A scan, k-space `(coils, k1, k0)`, and the network that reconstructs it; `group` is what its figures are of."""
+
+    group: str
+    network: Network
+    plane: PlaneProblem
+    kspace: Tensor
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent in some functions."""
+
+    spent: float = 0.0
+
+    def around(self, function: Callable[..., T]) -> Callable[..., T]:
+        def timed(*arguments: Any, **named: Any) -> T:
+            begun = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.spent += time.perf_counter() - begun
+
+        return timed
+
+
+@dataclass
+class Seen:
+    """What one scan showed, a value for each count."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {road: [] for road in ROADS})
+    maps: dict[tuple[MapKind, str], list[SigmaMap]] = field(default_factory=dict)
+    passed: list[bool] = field(default_factory=list)
+    said: list[Prior] = field(default_factory=list)
+
+    def add(self, kind: MapKind, road: str, found: SigmaMap) -> None:
+        self.maps.setdefault((kind, road), []).append(found)
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cards", nargs="*", default=["unrolled_small", "modl_small"])
-    parser.add_argument("--slices", type=int, default=4, help="of each acceleration")
-    parser.add_argument("-R", "--acceleration", type=float, nargs="*", default=[4.0, 6.0, 8.0])
-    parser.add_argument("--reference", type=int, default=REFERENCE, help="probes of the reference")
-    options = parser.parse_args()
-    folder = data_folder()
-    if folder is None:
-        raise SystemExit("bench.instant: needs the held-out heads; VOXELSIGMA_TEST_DATA names their folder")
+    options = parsed()
     torch.set_num_threads(1)
-    volumes = load_volumes(Path(folder), only=HELD_OUT)
-    console, found = Console(width=140), []
+    console, found = Console(width=150), []
     for name in options.cards:
         card = load_card(name)
         network, predictor = load_model(card, torch.device("cpu")), load_predictor(card, torch.device("cpu"))
         if predictor is None or not isinstance(network, Network):
             raise SystemExit(f"bench.instant: {name} has no predictor; `voxelsigma distill` makes one")
-        for acceleration in options.acceleration:
-            setting = Setting(mask="random_2d", acceleration=acceleration, matrix=MATRIX, snr=SNR)
-            scans = held_out_slices(volumes, setting.examples(), slices=options.slices, seed=3)
-            told = track(scans, description=f"{name} R={acceleration:g}", console=Console(stderr=True))
-            rows = [one_scan(network, predictor, scan, seed, options.reference) for seed, scan in enumerate(told)]
-            found.append({"network": name, "acceleration": acceleration, **pooled(rows)})
-            for kind in KINDS:
+        cases = list(all_cases(card.name, network, options))
+        until = time.monotonic() + options.minutes * 60
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for number, case in enumerate(cases):
+            if time.monotonic() > until:
+                console.print(f"{len(cases) - number} of {len(cases)} scans left out: --minutes {options.minutes:g}")
+                break
+            rows.setdefault(case.group, []).append(one_scan(case, predictor, number, options.reference))
+            console.print(f"{card.name}: {number + 1}/{len(cases)} scans ({case.group})", style="dim")
+        for group, seen in rows.items():
+            found.append({"network": card.name, "group": group, **pooled(seen)})
+            for kind in found[-1]["kinds"]:
                 console.print(table(found[-1], kind))
-    target = ROOT / "bench" / "results" / "instant.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        told = certified([row for seen in rows.values() for row in seen])
+        console.print(told)
+        found.append({"network": card.name, "group": "certificate", **told})
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cards", nargs="+", help="names, or YAML files, of cards with a predictor")
+    parser.add_argument("--slices", type=int, default=2, help="of each acceleration")
+    parser.add_argument("-R", "--acceleration", type=float, nargs="*", default=list(ACCELERATIONS))
+    parser.add_argument("--matrix", type=int, default=MATRIX)
+    parser.add_argument("--reference", type=int, default=REFERENCE, help="probes of the reference")
+    parser.add_argument("--elsewhere", type=int, default=1, help="scans of each kind that it was not made for")
+    parser.add_argument("--brains", action="store_true", help="and measured brains, which take minutes each")
+    parser.add_argument("--minutes", type=float, default=12.0, help="for one card; scans beyond are left out")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "instant.json")
+    return parser.parse_args(arguments)
+
+
+def all_cases(name: str, network: Network, options: argparse.Namespace) -> Iterator[Case]:
+    """Scans in the order in which they are measured: one of every kind before the second of any."""
+    folder = data_folder()
+    if folder is None:
+        raise SystemExit("bench.instant: needs the held-out heads; VOXELSIGMA_TEST_DATA names their folder")
+    volumes = load_volumes(Path(folder), only=HELD_OUT)
+    for number in range(max(options.slices, options.elsewhere)):
+        if number < options.slices:
+            for acceleration in options.acceleration:
+                setting = Setting(mask="random_2d", acceleration=acceleration, matrix=options.matrix, snr=SNR)
+                yield _case(f"held-out heads, R={acceleration:g}", network, _head(volumes, setting, number))
+        if number < options.elsewhere:
+            yield from _elsewhere(name, network, volumes, number, options.matrix)
+    if options.brains:
+        for scan in (full_scan(Path(folder)), poisson_scan(Path(folder))):
+            yield _case(f"measured brain ({scan.name})", network, scan.example)
+
+
+def _elsewhere(name: str, network: Network, volumes: Sequence[Volume], number: int, matrix: int) -> Iterator[Case]:
+    """Scans that a predictor was not made for."""
+    beyond = Setting(mask="random_2d", acceleration=_BEYOND, matrix=matrix, snr=SNR)
+    yield _case(f"R={_BEYOND:g}", network, _head(volumes, beyond, number))
+    lines = Setting(mask="random_1d", acceleration=4.0, matrix=_OTHER_MATRIX, snr=SNR, maps="masked")
+    yield _case(f"lines, R=4, {_OTHER_MATRIX}, masked maps", network, _head(volumes, lines, number))
+    phantom = make_case(SHIPPED, (matrix, matrix), acceleration=6.0, seed=number)
+    yield Case(group="phantom, R=6", network=network, plane=phantom.plane, kspace=phantom.kspace)
+    other = next(one for one in _OTHERS if one != name)
+    bound = load_model(load_card(other), torch.device("cpu"))
+    assert isinstance(bound, Network)
+    usual = Setting(mask="random_2d", acceleration=6.0, matrix=matrix, snr=SNR)
+    yield _case(f"another network ({other}), R=6", bound, _head(volumes, usual, number))
+
+
+def _head(volumes: Sequence[Volume], setting: Setting, number: int) -> Example:
+    return held_out_slices(volumes, setting.examples(), slices=number + 1, seed=3)[number]
+
+
+def _case(group: str, network: Network, scan: Example) -> Case:
+    return Case(group=group, network=network, plane=plane_of(scan), kspace=scan.kspace)
 
 
 @torch.no_grad()
-def one_scan(network: Network, predictor: SigmaPredictor, scan: Example, seed: int, reference: int) -> dict[str, Any]:
+def one_scan(case: Case, predictor: SigmaPredictor, seed: int, reference: int) -> dict[str, Any]:
     """Squared errors, coverage and seconds of one scan: by kind and road, a value for each count."""
-    plane = plane_of(scan)
-    start = time.perf_counter()
-    linearization = linearize(network.bind(plane), scan.kspace)
-    covariate = plane.covariate()
-    of_scan = plane_features(plane, scan.kspace, linearization.value, covariate)
-    once = time.perf_counter() - start
-    source = ProbeSource(variance=plane.variance, coils=COILS, seed=seed)
-    inside = object_mask(linearization.value)
-    energies = RegionEnergies(regions(inside), covariate.variance, phase_factor(linearization.value))
-    maps: dict[tuple[MapKind, str], list[SigmaMap]] = {(kind, road): [] for kind in KINDS for road in ROADS}
-    passed: list[bool] = []
-    seconds: list[float] = []
-    asked: list[float] = []
-    last: list[tuple[Priors, Moments]] = []
-    spent = [0.0, time.perf_counter()]
+    plane, begun = case.plane, time.perf_counter()
+    linearization = linearize(case.network.bind(plane), case.kspace)
+    once = time.perf_counter() - begun
+    image, by_covariate, by_prediction, kept = linearization.value, Stopwatch(), Stopwatch(), Stopwatch()
+    real = not image.is_complex()
+    kinds: tuple[MapKind, ...] = KINDS[:1] if real else KINDS
+    covariate = plane.covariate(case.kspace if real else None)
+    of_scan = by_prediction.around(plane_features)(plane, case.kspace, image, covariate)
+    inside, seen = object_mask(image), Seen()
+
+    def predict(state: Sketch) -> Priors:
+        features = torch.cat([of_scan, probe_features(state, covariate.variance, real=real)])
+        priors = predictor.predict(features, covariate.variance)
+        seen.said.append(priors["magnitude"])
+        return {kind: priors[kind] for kind in kinds}
+
+    energies = RegionEnergies(regions(inside), covariate.variance, phase_factor(image))
+    judge = Judge(energies=energies, predict=predict)
+    clock = [time.perf_counter(), 0.0]
 
     def look(state: Sketch) -> bool:
-        spent[0] += time.perf_counter() - spent[1]
+        clock[1] += time.perf_counter() - clock[0]
+        verdict = by_prediction.around(judge.verdict)(state)
         if state.sums.count in COUNTS:
-            begun = time.perf_counter()
-            if state.sums.count in PREDICTED_AT:
-                features = torch.cat([of_scan, probe_features(state, covariate.variance)])
-                last[:] = [(predictor.predict(features, covariate.variance), state.sums.copy())]
-            priors, before = last[0]
-            certificate = energies.certificate(priors["magnitude"].variance)
-            found = Instant(sketch=state, certificate=certificate, priors=priors, before=before)
-            asked.append(time.perf_counter() - begun)
-            seconds.append(once + spent[0] + sum(asked))
-            passed.append(certificate.passed)
-            for kind in KINDS:
-                maps[kind, "plain"].append(replace(state, covariate_variance=None).map(kind))
-                maps[kind, "control variate"].append(state.map(kind))
-                maps[kind, "instant"].append(found.map(kind))
-        spent[1] = time.perf_counter()
+            pushing = once + clock[1] - by_covariate.spent - kept.spent
+            own = pushing + by_covariate.spent
+            for road, seconds in zip(ROADS, (pushing, own, own + kept.spent + by_prediction.spent), strict=True):
+                seen.seconds[road].append(seconds)
+            seen.passed.append(verdict.certified)
+            for kind in kinds:
+                seen.add(kind, "plain", replace(state, covariate_variance=None).map(kind))
+                seen.add(kind, "control variate", state.map(kind))
+                seen.add(kind, "instant", verdict.map(kind))
+        clock[0] = time.perf_counter()
         return False
 
-    sketch(linearization, source, Stopping(probes=COUNTS[-1]), covariate=covariate, keep=energies.add, enough=look)
+    source = ProbeSource(variance=plane.variance, coils=len(case.kspace), seed=seed)
+    timed = replace(covariate, push=by_covariate.around(covariate.push))
+    clock[0] = time.perf_counter()
+    sketch(
+        linearization,
+        source,
+        Stopping(probes=COUNTS[-1]),
+        covariate=timed,
+        chunk=BLOCK_SIZE,
+        keep=kept.around(energies.add),
+        enough=look,
+    )
     others = replace(source, seed=10_000 + seed)
     truth = sketch(linearization, others, Stopping(probes=reference), covariate=covariate)
-    result: dict[str, Any] = {"seconds": seconds, "passed": passed, "squares": {}, "covered": {}}
-    for kind in KINDS:
+    return {**compared(seen, truth, kinds, inside), "kinds": kinds, **told_right(seen, truth, covariate.variance)}
+
+
+def compared(seen: Seen, truth: Sketch, kinds: Sequence[MapKind], inside: Tensor) -> dict[str, Any]:
+    """Errors and coverage of the maps of a scan."""
+    result: dict[str, Any] = {"seconds": seen.seconds, "passed": seen.passed, "squares": {}, "covered": {}}
+    for kind in kinds:
         known = truth.map(kind)
         own_part = float(known.relative_error()[inside].square().mean())
         for road in ROADS:
+            found = seen.maps[kind, road]
             result["squares"][f"{kind} {road}"] = [
-                float((one.sigma / known.sigma - 1)[inside].square().mean()) - own_part for one in maps[kind, road]
+                float((one.sigma / known.sigma - 1)[inside].square().mean()) - own_part for one in found
             ]
-            result["covered"][f"{kind} {road}"] = [coverage(one, known, inside) for one in maps[kind, road]]
+            result["covered"][f"{kind} {road}"] = [coverage(one, known, inside) for one in found]
     return result
 
 
+def told_right(seen: Seen, truth: Sketch, scale: Tensor) -> dict[str, Any]:
+    """Whether the test at 16 probes was right: how far the worst region of the last prediction till then is off."""
+    labels, known = regions(truth.inside), measured_variance(truth.map())
+    said = seen.said[min(1, len(seen.said) - 1)]
+    usable = (scale > 0) & ~said.vague()
+    off = [0.0]
+    for number in range(int(labels.max()) + 1):
+        here = (labels == number) & usable
+        if bool(here.any()):
+            ratio = (known[here] / scale[here]).mean() / (said.mean()[here] / scale[here]).mean()
+            off.append(abs(float(ratio.log()) / 2))
+    return {"worst_region": float(np.expm1(max(off))), "kept": seen.passed[COUNTS.index(JUDGED_AT)]}
+
+
+def certified(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the test did on all scans; None where there was no such scan."""
+
+    def share(chosen: Sequence[bool]) -> float | None:
+        return float(np.mean(chosen)) if chosen else None
+
+    return {
+        "scans": len(rows),
+        "worst_regions": [row["worst_region"] for row in rows],
+        "kept": [row["kept"] for row in rows],
+        "wrong_found": share([not row["kept"] for row in rows if row["worst_region"] > WRONG]),
+        "false_alarms": share([not row["kept"] for row in rows if row["worst_region"] <= TOLERANCE]),
+        "worse_than_control_variate": share([worse for row in rows for worse in _worse(row)]),
+    }
+
+
+def _worse(row: Mapping[str, Any]) -> list[bool]:
+    """Whether a prediction did harm, by kind and count."""
+    pairs = [(row["squares"][f"{kind} instant"], row["squares"][f"{kind} control variate"]) for kind in row["kinds"]]
+    return [one > WORSE**2 * max(two, 0) for ours, theirs in pairs for one, two in zip(ours, theirs, strict=True)]
+
+
 def coverage(found: SigmaMap, known: SigmaMap, inside: Tensor) -> float:
-    """Share of the object whose reference lies in the 95 % interval; the reference's own error counts against it."""
-    low, high = found.interval()
-    return float(((low <= known.sigma) & (known.sigma <= high))[inside].double().mean())
+    r"""Share of the object in which a map agrees with the reference: :math:`\hat s / s \sim F_{\nu, \nu_r}`."""
+    ratio = (measured_variance(found) / measured_variance(known))[inside].numpy()
+    ours, theirs = (one.degrees_of_freedom[inside].double().numpy() for one in (found, known))
+    low, high = (scipy.stats.f.ppf(level, ours, theirs) for level in (0.025, 0.975))
+    return float(((low <= ratio) & (ratio <= high)).mean())
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -145,26 +313,29 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def mean(of: Sequence[Sequence[float]]) -> list[float]:
         return [float(value) for value in np.mean(of, axis=0)]
 
-    seconds = [float(value) for value in np.median([row["seconds"] for row in rows], axis=0)]
+    seconds = {road: np.median([row["seconds"][road] for row in rows], axis=0).tolist() for road in ROADS}
     errors = {
-        name: [max(value, 0.0) ** 0.5 for value in mean([row["squares"][name] for row in rows])]
+        name: [max(value, _SMALLEST**2) ** 0.5 for value in mean([row["squares"][name] for row in rows])]
         for name in rows[0]["squares"]
     }
     return {
         "scans": len(rows),
+        "kinds": list(rows[0]["kinds"]),
         "counts": list(COUNTS),
         "seconds": seconds,
         "errors": errors,
         "covered": {name: mean([row["covered"][name] for row in rows]) for name in rows[0]["covered"]},
         "passed": mean([row["passed"] for row in rows]),
+        "worst_regions": [row["worst_region"] for row in rows],
         "time_to": {
-            name: {f"{target:g}": time_to(target, found, seconds) for target in TARGETS}
-            for name, found in errors.items()
+            f"{kind} {road}": {f"{one:g}": time_to(one, errors[f"{kind} {road}"], seconds[road]) for one in TARGETS}
+            for kind in rows[0]["kinds"]
+            for road in ROADS
         },
     }
 
 
-def time_to(target: float, errors: Sequence[float], seconds: Sequence[float]) -> float | None:
+def time_to(target: float, errors: Sequence[float], seconds: Sequence[float]) -> float:
     """Seconds to an error: between two counts on straight lines in logarithms; before the first, that one's."""
     for place, error in enumerate(errors):
         if error <= target:
@@ -178,7 +349,7 @@ def time_to(target: float, errors: Sequence[float], seconds: Sequence[float]) ->
 
 def table(found: Mapping[str, Any], kind: MapKind) -> Table:
     """Errors, coverage and times of one kind of map."""
-    title = f"{found['network']}, R={found['acceleration']:g}, {kind}"
+    title = f"{found['network']}, {found['group']}, {kind}, {found['scans']} scans"
     made = Table(title=f"{title}; error in % (covered by the 95 % interval)")
     for column in ("road", *(f"{count}" for count in found["counts"]), *(f"s to {100 * one:g} %" for one in TARGETS)):
         made.add_column(column, justify="right")
@@ -191,15 +362,14 @@ def rows_of(found: Mapping[str, Any], kind: MapKind) -> Iterator[list[str]]:
     """The table's cells."""
     for road in ROADS:
         name = f"{kind} {road}"
-        yield [
-            road,
-            *(
-                f"{100 * error:.1f} ({100 * covered:.0f})"
-                for error, covered in zip(found["errors"][name], found["covered"][name], strict=True)
-            ),
-            *(f"{found['time_to'][name][f'{target:g}']:.1f}" for target in TARGETS),
-        ]
-    yield ["passed", *(f"{100 * share:.0f} %" for share in found["passed"]), *[""] * len(TARGETS)]
+        both = zip(found["errors"][name], found["covered"][name], strict=True)
+        times = (f"{found['time_to'][name][f'{target:g}']:.1f}" for target in TARGETS)
+        yield [road, *(f"{100 * error:.1f} ({100 * covered:.0f})" for error, covered in both), *times]
+    # error falls with the root of the probes: how many a plain sketch needs for the same
+    plain, ours = (found["errors"][f"{kind} {road}"] for road in ("plain", "instant"))
+    equal = (count * (one / two) ** 2 for count, one, two in zip(found["counts"], plain, ours, strict=True))
+    yield ["as plain probes", *(f"{count:.0f}" for count in equal), *[""] * len(TARGETS)]
+    yield ["kept", *(f"{100 * share:.0f} %" for share in found["passed"]), *[""] * len(TARGETS)]
 
 
 if __name__ == "__main__":

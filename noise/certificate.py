@@ -7,6 +7,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from voxelsigma.noise.prior import Prior
+
 VOXELS_PER_REGION: Final = 400
 """Fewer would hold too few independent numbers to tell 15 % from 30 % with 16 probes."""
 MOST_REGIONS: Final = 32
@@ -102,7 +104,8 @@ class RegionEnergies:
     def __init__(self, labels: Tensor, scale: Tensor, direction: Tensor) -> None:
         self._labels = labels.flatten()
         self._chosen = (self._labels >= 0) & (scale.flatten() > 0)
-        self._scale = scale.flatten()[self._chosen].double()
+        self._scale_map = scale.double()
+        self._scale = self._scale_map.flatten()[self._chosen]
         self._direction = direction.flatten()[self._chosen].conj()
         self.counts = torch.bincount(self._labels[self._chosen], minlength=int(self._labels.max()) + 1)
         self._seen: list[Tensor] = []
@@ -122,7 +125,7 @@ class RegionEnergies:
         r"""Test a prediction with the probes seen so far.
 
         .. math:: \log \frac{\hat\sigma_g}{\sigma_{0,g}} = \frac12 \log \frac{\bar e_g}{p_g}, \qquad
-            p_g = \overline{s_{0,i} / v_i}
+            p_g = \overline{E[\sigma_i^2] / v_i}
 
         A region of N voxels holds :math:`N / A` independent numbers, where the A voxels that fluctuate together follow
         from how its energy varies from probe to probe (the sum of the energies' spatial autocovariance over all its
@@ -133,10 +136,14 @@ class RegionEnergies:
 
         Regions of which nothing is predicted (0) are left out; a prediction that says nothing of any fails.
 
+        Probes that the prediction was made of may be among them: what it took over from them it gets right, to within
+        the error of this test. A prediction may be tested again with more probes, each time at this level: one that is
+        right is many standard errors away from the tolerance, one that is off by just as much is refused in the end.
+
         Parameters
         ----------
         variance
-            Predicted :math:`s_0` of the in-phase component, shape `(y, x)`.
+            What energies of the in-phase component are predicted on average (`Prior.mean`), shape `(y, x)`.
         tolerance
             Largest relative error of σ that is let pass.
 
@@ -145,19 +152,15 @@ class RegionEnergies:
         ValueError
             With fewer than 2 probes.
         """
-        energies = torch.cat(self._seen) if self._seen else torch.empty(0, 0)
-        probes = len(energies)
+        probes = sum(len(one) for one in self._seen)
         if probes < 2:
             raise ValueError(f"certificate: {probes} probes; a test needs at least 2")
-        counts = self.counts.cpu().double()
-        predicted = self._means(variance.flatten()[self._chosen].to(self._scale).unsqueeze(0))[0]
-        known = (counts > 0) & (predicted != 0)
+        predicted = self._of_map(variance)
+        known = (self.counts.cpu() > 0) & (predicted != 0)
         if not bool(known.any()):
             return _nothing_to_test(tolerance, probes)
-        counts, energies, predicted = counts[known], energies[:, known], predicted[known]
-        mean = energies.mean(dim=0).clamp_min(_SMALLEST)
-        together = (counts * energies.var(dim=0) / (2 * mean.square())).mean()
-        error = 0.5 * (2 * together / (counts * probes)).sqrt()
+        mean, error, together = self._measured(known)
+        counts, predicted = self.counts.cpu()[known], predicted[known]
         log_ratio = (mean / predicted).log() / 2
         # what is no number is as wrong as can be
         log_ratio = torch.where(log_ratio.isnan(), torch.inf, log_ratio)
@@ -168,10 +171,63 @@ class RegionEnergies:
             log_ratio=log_ratio,
             error=error,
             excess=excess,
-            together=max(1.0, float(together)),
+            together=max(1.0, together),
             tolerance=tolerance,
             probes=probes,
         )
+
+    def corrected(self, prior: Prior, energy: Tensor) -> Prior:
+        r"""A prediction that was let pass, moved to the level of the probes, region by region.
+
+        What is tolerated may be several times the error that a prediction states. The regions' ratios
+        :math:`r_g = \log(\hat\sigma_g / \sigma_{0,g})` scatter around 0 by their errors :math:`\epsilon_g`, and by what
+        the prediction is off by, τ (random effects; DerSimonian & Laird, Control Clin Trials 1986):
+
+        .. math:: \tau^2 = \big(\operatorname{mean}_g (r_g^2 - \epsilon_g^2)\big)_+, \quad
+            q_g = \frac{\tau^2}{\tau^2 + \epsilon_g^2}, \quad
+            s_0' = s_0 e^{2 q_g r_g}, \quad \frac1{\nu_0'} = \frac1{\nu_0} + 2 q_g \epsilon_g^2
+
+        A prediction that fits keeps what it says. Voxels of which it says next to nothing are not compared.
+
+        Parameters
+        ----------
+        prior
+            Of either kind of map, finite.
+        energy
+            Mean energy of the probes, of that kind, shape `(y, x)`. That of complex voxels is known no worse than that
+            of the in-phase component, whose error is taken for both.
+        """
+        asked = (prior.variance > 0) & ~prior.vague()
+        part, predicted, found = (
+            self._of_map(torch.where(asked, one, 0)) for one in (self._scale_map, prior.mean(), energy)
+        )
+        known = (predicted > 0) & (found > 0)
+        if not bool(known.any()):
+            return prior
+        _, error, _ = self._measured(known)
+        error = error / part[known].sqrt()
+        ratio = (found[known] / predicted[known]).log() / 2
+        off = (ratio.square() - error.square()).mean().clamp_min(0)
+        share = off / (off + error.square()).clamp_min(_SMALLEST)
+        # one more for what belongs to no region
+        moved, doubt = (torch.zeros(len(known) + 1, dtype=torch.float64) for _ in range(2))
+        moved[:-1][known], doubt[:-1][known] = 2 * share * ratio, 2 * share * error.square()
+        place = self._labels.view(prior.variance.shape)
+        return Prior(
+            variance=prior.variance * moved.to(place.device)[place].exp(),
+            freedom=1 / (1 / prior.freedom.double() + doubt.to(place.device)[place]),
+        )
+
+    def _of_map(self, values: Tensor) -> Tensor:
+        """Means over the regions of a map by its scale, `(regions,)`."""
+        return self._means(values.flatten()[self._chosen].to(self._scale).unsqueeze(0))[0]
+
+    def _measured(self, known: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Mean energies of some regions, standard errors of half their logarithms, `(regions,)`; and A."""
+        energies, counts = torch.cat(self._seen)[:, known], self.counts.cpu()[known].double()
+        mean = energies.mean(dim=0).clamp_min(_SMALLEST)
+        together = (counts * energies.var(dim=0) / (2 * mean.square())).mean()
+        return mean, 0.5 * (2 * together / (counts * len(energies))).sqrt(), float(together)
 
 
 def _nothing_to_test(tolerance: float, probes: int) -> Certificate:

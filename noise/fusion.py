@@ -5,8 +5,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from voxelsigma.noise.moments import projected
 from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.sigma import MapKind, SigmaMap, root_bias
+from voxelsigma.noise.sketch import Sketch
+from voxelsigma.noise.voxels import neighbourhood_mean
+
+_NEIGHBOURS = 5
+_SMALLEST = 1e-300
 
 
 def measured_variance(found: SigmaMap) -> Tensor:
@@ -20,7 +26,8 @@ def fused(found: SigmaMap, prior: Prior) -> SigmaMap:
     .. math:: \hat\sigma^2 = \frac{\nu \bar s + \nu_0 s_0}{\nu + \nu_0}, \qquad
         \frac{(\nu + \nu_0)\hat\sigma^2}{\sigma^2} \sim \chi^2_{\nu + \nu_0}
 
-    (conjugate to the sum of squares; Smyth, Stat Appl Genet Mol Biol 2004, eq. 3).
+    (conjugate to the sum of squares; Smyth, Stat Appl Genet Mol Biol 2004, eq. 3). True if the errors of the two have
+    nothing in common: of the magnitude map take `independent_map`.
 
     Parameters
     ----------
@@ -35,6 +42,55 @@ def fused(found: SigmaMap, prior: Prior) -> SigmaMap:
     total = freedom + worth
     variance = (freedom * measured_variance(found) + worth * prior.variance.double()) / total
     return replace(found, sigma=variance.sqrt() / root_bias(total), degrees_of_freedom=total)
+
+
+def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
+    r"""The map of a sketch in which no voxel leans on its neighbours: to be fused with a prediction.
+
+    `Sketch.map` moves the control variate's gain in the magnitude map towards that of the neighbours, and errs where a
+    voxel is unlike them. So does a prediction: together both would count one error as two. Here a voxel has its own
+    gain alone,
+
+    .. math:: \hat\sigma^2 = \frac{\sum a^2}{S} + q \hat g^2 \Big(E[b^2] - \frac{\sum b^2}{S}\Big), \qquad
+        \hat g = \frac{\sum a b}{\sum b^2}, \qquad
+        \frac1\nu = \frac{2 r^2 (1 - r^2)}{S - 2} + \frac{(1 - r^2)^2}{S - 1} + \frac{(1 - q)^2 r^4}{S}
+
+    with the explained part r² pooled over neighbours, which says what an estimate is worth, not what it is, and
+    :math:`q = r^2 / (r^2 + (1 - r^2)/(S - 2))`, near 0 where r² does not stand out of its own noise. The gain's error,
+    the residual's and that of what is not controlled add up. Never below :math:`(1 - q) \sum a^2 / S`. The complex map
+    is of this kind already.
+
+    Parameters
+    ----------
+    state
+        Sums of probes that the prediction has not seen.
+    kind
+        Which map.
+    """
+    sums, count, known = state.sums, state.sums.count, state.covariate_variance
+    if kind != "magnitude" or known is None or state.complex_linear:
+        return state.map(kind)
+    a_a = projected(sums.u_u, sums.u_abs, state.direction).clamp_min(0)
+    b_b = projected(sums.w_w, sums.w_abs, state.direction).clamp_min(0)
+    a_b = projected(sums.u_w, sums.u_wc, state.direction)
+    both = neighbourhood_mean(a_a * b_b, _NEIGHBOURS).clamp_min(_SMALLEST)
+    # one real coefficient explains 1/S of anything
+    by_chance = 1 / count
+    explained = ((neighbourhood_mean(a_b.square(), _NEIGHBOURS) / both - by_chance) / (1 - by_chance)).clamp(0, 1)
+    explained = torch.where(b_b > 0, explained, 0)
+    rest, least = 1 - explained, max(count - 2, 1)
+    asked = explained / (explained + rest / least).clamp_min(_SMALLEST)
+    gain = a_b / b_b.clamp_min(_SMALLEST)
+    variance = a_a / count + asked * gain.square() * (known / 2 - b_b / count)
+    spread = 2 * explained * rest / least + rest.square() / (count - 1) + ((1 - asked) * explained).square() / count
+    freedom = 1 / spread.clamp_min(1e-6 / count)
+    return SigmaMap(
+        sigma=variance.clamp_min(0).sqrt() / root_bias(freedom),
+        degrees_of_freedom=freedom,
+        kind=kind,
+        probes=count,
+        explained=explained,
+    )
 
 
 def expected(prior: Prior, kind: MapKind, probes: int) -> SigmaMap:

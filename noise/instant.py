@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.certificate import TOLERANCE, Certificate, RegionEnergies, regions
-from voxelsigma.noise.fusion import expected, fused
+from voxelsigma.noise.fusion import expected, fused, independent_map, measured_variance
 from voxelsigma.noise.linearize import Linearization
-from voxelsigma.noise.moments import Moments
+from voxelsigma.noise.moments import Moments, projected
 from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap
 from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
-from voxelsigma.noise.voxels import object_mask, phase_factor
+from voxelsigma.noise.voxels import neighbourhood_mean, object_mask, phase_factor
 
 FEWEST: Final = BLOCK_SIZE
 """Probes of the first prediction: the first block, from which the control variate's filter is learned too."""
 
 PREDICTED_AT: Final = (8, 16, 32)
 """Numbers of probes at which a prediction is made; beyond, what further probes say is added to the last one."""
+
+_LEAST_WORTH = 2 * FEWEST
+_AROUND = 15
+_MUCH = 2
 
 Priors: TypeAlias = Mapping[MapKind, Prior]
 
@@ -41,7 +45,7 @@ class Instant:
     certificate
         The last test of a prediction.
     priors
-        The last prediction, by the kind of map; empty where it was dropped.
+        The last prediction, by the kind of map, as the probes correct it; empty where it was dropped.
     before
         Sums of the probes that it was made of.
     """
@@ -57,21 +61,16 @@ class Instant:
         return bool(self.priors)
 
     def map(self, kind: MapKind = "magnitude") -> SigmaMap:
-        """The σ map of one kind: predicted and fused with later probes, or the sketch's where nothing is predicted."""
+        """The σ map of one kind: predicted and fused with later probes, or the sketch's own where that knows more."""
         own = self.sketch.map(kind)
         if kind not in self.priors:
             return own
-        prior, later = self.priors[kind], self.sketch.sums - self.before
-        best = (
-            expected(prior, kind, self.sketch.sums.count)
-            if later.count < BLOCK_SIZE
-            else replace(fused(replace(self.sketch, sums=later).map(kind), prior), probes=self.sketch.sums.count)
-        )
-        says = prior.variance > 0
+        best = _predicted(self.sketch, self.before, self.priors[kind], kind)
+        better = _better(best, own, self.priors[kind], self.sketch.inside)
         return replace(
             best,
-            sigma=torch.where(says, best.sigma, own.sigma),
-            degrees_of_freedom=torch.where(says, best.degrees_of_freedom, own.degrees_of_freedom),
+            sigma=torch.where(better, best.sigma, own.sigma),
+            degrees_of_freedom=torch.where(better, best.degrees_of_freedom, own.degrees_of_freedom),
             explained=own.explained,
         )
 
@@ -95,8 +94,9 @@ def instant_sketch(
     """Let a network say what the maps will be, test it with the probes, and stop as soon as that is good enough.
 
     A prediction is made and tested (`RegionEnergies.certificate`) at the counts of `PREDICTED_AT`, and tested again
-    after every further step. While it passes, its error is what `stopping.target_error` is compared with; without a
-    target, `fewest` probes are enough. Once it fails it is dropped, and the sketch goes on to its own end, with the
+    after every further step. While it passes, the probes correct its level (`RegionEnergies.corrected`), and its error
+    is what `stopping.target_error` is compared with; without a target, `fewest` probes are enough if the map is worth
+    twice those of a first prediction. Once it fails it is dropped, and the sketch goes on to its own end, with the
     probes that were already pushed.
 
     Parameters
@@ -120,7 +120,14 @@ def instant_sketch(
     if min(fewest, stopping.probes) < FEWEST:
         raise ValueError(f"instant: {min(fewest, stopping.probes)} probes; a prediction takes at least {FEWEST}")
     energies = RegionEnergies(regions(object_mask(linearization.value)), scale, phase_factor(linearization.value))
-    judge = _Judge(energies, predict, stopping.target_error, fewest, kind, tolerance)
+    judge = Judge(
+        energies=energies,
+        predict=predict,
+        target=stopping.target_error,
+        fewest=fewest,
+        kind=kind,
+        tolerance=tolerance,
+    )
 
     def take(pushed: Tensor) -> None:
         energies.add(pushed)
@@ -142,35 +149,100 @@ def instant_sketch(
     return judge.verdict(found)
 
 
-@dataclass(slots=True)
-class _Judge:
-    """Predicts, tests and decides after every step of a sketch."""
+@dataclass(slots=True, kw_only=True)
+class Judge:
+    """Predicts, tests and decides after every step of a sketch: its `enough`.
+
+    Parameters
+    ----------
+    energies
+        Of the probes, which are added as they are pushed.
+    predict, fewest, kind, tolerance
+        As of `instant_sketch`.
+    target
+        Relative error of σ, as the median over the object, that is enough; None for none.
+    """
 
     energies: RegionEnergies
     predict: Predict
-    target: float | None
-    fewest: int
-    kind: MapKind
-    tolerance: float
-    priors: Priors = field(default_factory=dict)
-    before: Moments | None = None
-    certificate: Certificate | None = None
+    target: float | None = None
+    fewest: int = FEWEST
+    kind: MapKind = "magnitude"
+    tolerance: float = TOLERANCE
+    _predictions: Priors = field(default_factory=dict, init=False)
+    _before: Moments | None = field(default=None, init=False)
+    _certificate: Certificate | None = field(default=None, init=False)
+    _corrected: Priors = field(default_factory=dict, init=False)
 
     def __call__(self, state: Sketch) -> bool:
+        """Whether the sketch has seen enough."""
         found = self.verdict(state)
-        if self.target is None:
-            return found.certified and state.sums.count >= self.fewest
-        return float(found.map(self.kind).relative_error()[state.inside].median()) <= self.target
+        if self.target is None and not (found.certified and state.sums.count >= self.fewest):
+            return False
+        freedom = found.map(self.kind).degrees_of_freedom[state.inside].median()
+        # a prediction that knows next to nothing saves no probes, however right it is
+        return float(freedom) >= (_LEAST_WORTH if self.target is None else 1 / (2 * self.target**2))
 
     def verdict(self, state: Sketch) -> Instant:
         """The prediction's share in what was seen so far."""
-        count, seen = state.sums.count, 0 if self.before is None else self.before.count
-        dropped = self.certificate is not None and not self.certificate.passed
-        if not dropped and (seen == 0 or any(seen < one <= count for one in PREDICTED_AT)):
-            self.priors, self.before = self.predict(state), state.sums.copy()
-        if not dropped and (self.certificate is None or self.certificate.probes < count):
-            self.certificate = self.energies.certificate(self.priors["magnitude"].variance, self.tolerance)
-        assert self.certificate is not None
-        assert self.before is not None
-        priors = self.priors if self.certificate.passed else {}
-        return Instant(sketch=state, certificate=self.certificate, priors=priors, before=self.before)
+        known = self._certificate
+        if known is None or (known.passed and known.probes < state.sums.count):
+            known = self._judge(state)
+        assert self._before is not None
+        return Instant(sketch=state, certificate=known, priors=self._corrected, before=self._before)
+
+    def _judge(self, state: Sketch) -> Certificate:
+        """Predict if it is time to, test the prediction, and correct it by the probes."""
+        before, count = self._before, state.sums.count
+        if before is None or any(before.count < one <= count for one in PREDICTED_AT):
+            self._predictions, before = self.predict(state), state.sums.copy()
+        mean = _mean_energy(state, self._predictions["magnitude"], "magnitude")
+        known = self.energies.certificate(mean, self.tolerance)
+        self._corrected = {
+            kind: self.energies.corrected(one, _energy(state, kind))
+            for kind, one in self._predictions.items()
+            if known.passed
+        }
+        self._before, self._certificate = before, known
+        return known
+
+
+def _predicted(state: Sketch, before: Moments, prior: Prior, kind: MapKind) -> SigmaMap:
+    """A prediction, and what probes add that it has not seen."""
+    later = state.sums - before
+    if later.count < BLOCK_SIZE:
+        return expected(prior, kind, state.sums.count)
+    return replace(fused(independent_map(replace(state, sums=later), kind), prior), probes=state.sums.count)
+
+
+def _better(best: SigmaMap, own: SigmaMap, prior: Prior, inside: Tensor) -> Tensor:
+    r"""Where a prediction is worth more than all the probes without it, shape `(y, x)`.
+
+    By the mean of 1/ν, the map's squared error, over 15 × 15 neighbours: the degrees of freedom of a sketch's own map
+    are estimates, which are large where its σ happens to come out small, so that voxel by voxel the luckier of the two
+    would be taken. Where the sketch knows twice as much and more that is no luck.
+    """
+    ours, theirs = best.degrees_of_freedom, own.degrees_of_freedom
+    asked = (prior.variance > 0) & (_MUCH * ours >= theirs)
+    found = torch.zeros_like(asked)
+    for part in (inside, ~inside):
+        alike = asked & part.to(asked.device)
+        lost = neighbourhood_mean(torch.where(alike, 1 / ours - 1 / theirs, 0), _AROUND)
+        found |= alike & (lost <= 0)
+    return found
+
+
+def _mean_energy(state: Sketch, prior: Prior, kind: MapKind) -> Tensor:
+    """What the energy of a probe is to be on average if a prediction is right, shape `(y, x)`.
+
+    Of voxels of which it says next to nothing that is what was measured: there the map is the sketch's own, and the
+    near-infinite mean of one would speak for a whole region.
+    """
+    return torch.where(prior.vague(), measured_variance(state.map(kind)), prior.mean())
+
+
+def _energy(state: Sketch, kind: MapKind) -> Tensor:
+    """Mean energy of the probes, shape `(y, x)`."""
+    sums = state.sums
+    total = projected(sums.u_u, sums.u_abs, state.direction) if kind == "magnitude" else sums.u_abs
+    return total / sums.count

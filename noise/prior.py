@@ -1,9 +1,13 @@
 """A predicted σ map as a prior: what it says, what that is worth, and how well it fits what was measured."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
+
+FEWEST_FREEDOM: Final = 4
+"""Worth up to which σ² has no variance under a prior: of any number of voxels a few make up the mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,22 @@ class Prior:
 
     variance: Tensor
     freedom: Tensor
+
+    def mean(self) -> Tensor:
+        r"""What σ² is on average, :math:`s_0 \, \nu_0 / (\nu_0 - 2)`, shape `(...)`.
+
+        More than :math:`s_0`, for σ² scatters upwards the further. Of :math:`\nu_0 \le 2` it is infinite, and means of
+        probes' energies never settle; up to `FEWEST_FREEDOM` they do, but no number of voxels tells when. Where nothing
+        is predicted it is 0.
+        """
+        freedom = self.freedom.to(self.variance.dtype)
+        # 1 + 2/(ν0 - 2): of large ν0 nothing cancels
+        mean = torch.where(freedom > 2, self.variance * (1 + 2 / (freedom - 2)), torch.inf)
+        return torch.where((self.variance > 0) | self.variance.isnan(), mean, 0)
+
+    def vague(self) -> Tensor:
+        """Where too little is known for its mean to be compared with anything, shape `(...)`, boolean."""
+        return (self.variance > 0) & (self.freedom <= FEWEST_FREEDOM)
 
 
 def marginal_loss(log_variance: Tensor, log_freedom: Tensor, measured: Tensor, freedom: Tensor | float) -> Tensor:

@@ -29,7 +29,8 @@ FOLDER = Path(voxelsigma.pipelines.__path__[0])
 TINY = {"steps": 2, "blocks": 1, "channels": 4}
 SIGMA_COMPLEX, FREEDOM = 2010, 2050
 SMOOTHED = slice(FEATURES - 7, FEATURES - 5)
-WORTH = 500.0
+# the network of these tests is nearly linear, so that the control variate alone knows its noise well
+WORTH = 1e6
 WARNING = "no prediction of sigma maps, the sketch runs alone"
 
 Patch = Callable[..., list[Tensor]]
@@ -171,13 +172,17 @@ def test_a_prediction_that_passes_is_enough_with_eight_probes(
     assert meta["voxelsigma_prior"] == "certified"
     assert meta["voxelsigma_estimator"] == "sketch with control variate, predicted prior"
     assert int(meta["voxelsigma_probes"]) == 8
-    assert float(meta["voxelsigma_degrees_of_freedom"]) == WORTH
-    assert float(meta["voxelsigma_sketch_error"]) == pytest.approx((2 * WORTH) ** -0.5, rel=1e-3)
     assert [one.shape for one in asked] == [(FEATURES, SIZE, SIZE)]
     freedom = map_of(series, FREEDOM)
     image = map_of(series, 1)
     inside = image > 0.2 * image.max()
-    assert (freedom[inside] == WORTH).all()
+    alone = run(scan, pipeline(card, tmp_path, prior="off", probes="8"), tmp_path / "alone.h5")
+    # nowhere much less than what the probes alone are worth; at most what it says itself, but for what its level is off
+    assert (2 * freedom >= map_of(alone, FREEDOM)).all()
+    assert (freedom > map_of(alone, FREEDOM))[inside].mean() > 0.9
+    median = float(meta["voxelsigma_degrees_of_freedom"])
+    assert float(meta_of(alone)["voxelsigma_degrees_of_freedom"]) < median <= WORTH
+    assert float(meta["voxelsigma_sketch_error"]) == pytest.approx((2 * median) ** -0.5, rel=1e-3)
     np.testing.assert_array_equal(image, map_of(plain, 1))
     # what was predicted are the measured maps, smoothed: not far from those of 64 probes
     for index in (STD_MAP, SIGMA_COMPLEX):
@@ -189,11 +194,14 @@ def test_voxels_that_no_coil_sees_are_the_sketches(scan: Path, card: Path, tmp_p
     predicts()
     series = run(scan, pipeline(card, tmp_path), tmp_path / "out.h5")
     alone = run(scan, pipeline(card, tmp_path, prior="off", probes="8"), tmp_path / "alone.h5")
-    own = map_of(series, FREEDOM) != WORTH
+    own = map_of(series, FREEDOM) == map_of(alone, FREEDOM)
+    unseen = map_of(alone) == 0
     # the maps of the coils end where the object does
-    assert 0.05 < own.mean() < 0.9
-    for index in (STD_MAP, SIGMA_COMPLEX, FREEDOM):
+    assert 0.05 < unseen.mean() <= own.mean() < 0.9
+    for index in (STD_MAP, FREEDOM):
         np.testing.assert_array_equal(map_of(series, index)[own], map_of(alone, index)[own])
+    for index in (STD_MAP, SIGMA_COMPLEX):
+        assert not map_of(series, index)[unseen].any()
 
 
 @pytest.mark.parametrize(
@@ -300,9 +308,10 @@ def test_planes_of_a_volume_are_judged_one_by_one(tmp_path: Path, card: Path, pr
     # planes are small, so that one of the others may happen to be dropped as well
     assert planes - 5 <= dropped < planes
     assert int(meta_of(series)["voxelsigma_probes"]) == 16
+    alone = run(volume, pipeline(card, tmp_path, probes="16", prior="off"), tmp_path / "alone.h5")
     # (1, 1, z, y, x): the readout is the last axis
-    predicted = (series[FREEDOM].data[0, 0] == WORTH).any(axis=(0, 1))
-    assert predicted.sum() == planes - dropped
+    predicted = (series[FREEDOM].data[0, 0] != alone[FREEDOM].data[0, 0]).any(axis=(0, 1))
+    assert 0 < predicted.sum() <= planes - dropped
     assert np.isfinite(series[STD_MAP].data).all()
 
 

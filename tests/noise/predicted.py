@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voxelsigma.noise.fusion import fused, measured_variance
+from voxelsigma.noise.certificate import RegionEnergies, regions
+from voxelsigma.noise.fusion import fused, independent_map, measured_variance
 from voxelsigma.noise.instant import FEWEST, Instant, Priors, instant_sketch
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments
@@ -38,8 +39,9 @@ COVARIATE = Covariate(push=lambda batch: normal(batch, 0), variance=torch.full((
 
 
 def priors(factor: Tensor | float = 1.0, worth: float = WORTH) -> Priors:
-    """What is known before any probe, but for a factor of σ."""
-    variance = (GUESS * factor).square()
+    """What is known before any probe, but for a factor of σ; of another worth, with the same mean."""
+    mean = WORTH / (WORTH - 2)
+    variance = (GUESS * factor).square() * mean * (1 - 2 / worth)
     freedom = torch.full_like(variance, worth)
     return {
         "magnitude": Prior(variance=variance, freedom=freedom),
@@ -74,6 +76,12 @@ def follow(state: Sketch) -> Priors:
     return {kind: Prior(variance=measured_variance(one), freedom=one.degrees_of_freedom) for kind, one in best.items()}
 
 
+def follow_independently(state: Sketch) -> Priors:
+    """The same, of estimates in which no voxel leans on others."""
+    best = {kind: fused(independent_map(state, kind), prior) for kind, prior in priors().items()}
+    return {kind: Prior(variance=measured_variance(one), freedom=one.degrees_of_freedom) for kind, one in best.items()}
+
+
 def instant(
     predict: Callable[[Sketch], Priors],
     stopping: Stopping,
@@ -100,19 +108,23 @@ def truth(kind: MapKind) -> Tensor:
 
 def pushed(first: int, last: int) -> tuple[Tensor, Tensor]:
     """Pushed probes of these numbers, and their covariates."""
-    probes = torch.cat([WHITE.block(number) for number in range(first // 8, last // 8)])
+    probes = torch.cat([WHITE.block(number) for number in range(first // 8, -(-last // 8))])
     return push(probes), normal(probes, 0)
+
+
+def corrected(prior: Prior, kind: MapKind, count: int) -> Prior:
+    """A prior as the first so many probes correct it."""
+    u, _ = pushed(0, count)
+    energies = RegionEnergies(regions(torch.ones_like(GUESS) > 0), GUESS.square(), JACOBIAN.value)
+    energies.add(u[:count])
+    turned = JACOBIAN.value.conj() * u[:count]
+    return energies.corrected(prior, (turned.real if kind == "magnitude" else turned.abs()).square().mean(dim=0))
 
 
 def equal(one: SigmaMap, other: SigmaMap) -> bool:
     tensors = ("sigma", "degrees_of_freedom", "explained")
     same = all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
     return same and (one.kind, one.probes) == (other.kind, other.probes)
-
-
-def close(one: SigmaMap, other: SigmaMap) -> None:
-    for name in ("sigma", "degrees_of_freedom"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-9, atol=1e-9)
 
 
 def same_sums(one: Moments, other: Moments) -> bool:
@@ -123,3 +135,8 @@ def same_sums(one: Moments, other: Moments) -> bool:
 def covered(found: SigmaMap) -> float:
     low, high = found.interval()
     return float(((low <= truth(found.kind)) & (truth(found.kind) <= high)).double().mean())
+
+
+def error(found: SigmaMap) -> float:
+    """Root mean square of the relative error."""
+    return float((found.sigma / truth(found.kind) - 1).square().mean().sqrt())

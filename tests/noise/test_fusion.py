@@ -1,13 +1,17 @@
 """What is expected of a map, put together with what probes say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from voxelsigma.noise.fusion import expected, fused, measured_variance
+from voxelsigma.noise.fusion import expected, fused, independent_map, measured_variance
+from voxelsigma.noise.moments import moments
 from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.sigma import MapKind, SigmaMap, root_bias
+from voxelsigma.noise.sketch import Sketch
 
 SIDE = 96
 
@@ -127,3 +131,92 @@ def test_the_measured_variance_has_no_bias() -> None:
     truth, found, _ = drawn(even(1e6), 8, 8)
     # 9216 ratios of a standard deviation of 0.5: 0.5 %, four of them
     np.testing.assert_allclose(float((measured_variance(found) / truth).mean()), 1.0, atol=0.02)
+
+
+# --- maps that are independent of a prediction
+
+
+def complex_normal(generator: np.random.Generator, count: int) -> Tensor:
+    """Of variance 1 per component."""
+    parts = generator.standard_normal((2, count, SIDE, SIDE))
+    return torch.complex(torch.from_numpy(parts[0]), torch.from_numpy(parts[1]))
+
+
+def sketched(truth: Tensor, correlation: float, count: int, seed: int, *, covariate: bool = True) -> Sketch:
+    """Of probes whose covariate is so much like them."""
+    generator = np.random.default_rng(seed)
+    known, other = complex_normal(generator, count), complex_normal(generator, count)
+    phase = torch.polar(torch.ones(SIDE, SIDE, dtype=torch.float64), torch.full((SIDE, SIDE), 0.3).double())
+    pushed = truth.sqrt() * phase * (correlation * known + (1 - correlation**2) ** 0.5 * other)
+    return Sketch(
+        sums=moments(pushed, phase * known if covariate else None),
+        direction=phase,
+        covariate_variance=torch.full((SIDE, SIDE), 2.0).double() if covariate else None,
+        complex_linear=False,
+        inside=torch.ones(SIDE, SIDE, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("count", [8, 16, 96])
+def test_an_independent_map_covers_alone_and_fused(correlation: float, count: int) -> None:
+    truth, _, prior = drawn(even(40.0), 8, 7)
+    found = independent_map(sketched(truth, correlation, count, 9), "magnitude")
+    # 9216 voxels: five standard errors are 1.1 %; of 8 probes the gain's own error is no small one
+    assert covered(found, truth, 0.95) == pytest.approx(0.95, abs=0.03 if count == 8 else 0.02)
+    together = fused(found, prior)
+    assert covered(together, truth, 0.95) == pytest.approx(0.95, abs=0.02)
+    assert error(together.sigma, truth) == pytest.approx(float(together.relative_error().mean()), rel=0.06)
+
+
+@pytest.mark.parametrize(("correlation", "count", "most"), [(0.8, 16, 0.95), (0.8, 96, 0.82), (0.95, 16, 0.8)])
+def test_it_is_better_than_the_plain_mean(correlation: float, count: int, most: float) -> None:
+    truth, _, _ = drawn(even(40.0), 8, 7)
+    state = sketched(truth, correlation, count, 9)
+    plain_map = sketched(truth, correlation, count, 9, covariate=False).map()
+    ratio = error(independent_map(state, "magnitude").sigma, truth) / error(plain_map.sigma, truth)
+    assert ratio < most
+
+
+def test_no_voxel_leans_on_others() -> None:
+    truth = even(1.0)
+    state = sketched(truth, 0.8, 16, 3)
+    changed = truth.clone()
+    changed[:, SIDE // 2 :] = 9.0
+    other = sketched(changed, 0.8, 16, 3)
+    # only the worth is pooled, which the scale of neighbours changes but a little
+    one, two = (independent_map(each, "magnitude") for each in (state, other))
+    left, right = slice(0, SIDE // 2 - 2), slice(SIDE // 2 + 2, None)
+    torch.testing.assert_close(two.sigma[:, left], one.sigma[:, left])
+    torch.testing.assert_close(two.sigma[:, right], 3 * one.sigma[:, right])
+
+
+def test_it_is_the_regression_of_each_voxel() -> None:
+    state = sketched(even(2.0), 0.95, 500, 4)
+    found = independent_map(state, "magnitude")
+    # r² of 0.9025 in truth
+    torch.testing.assert_close(found.explained, even(0.9025), rtol=0, atol=0.02)
+    torch.testing.assert_close(found.degrees_of_freedom / 500, even(1 / (1 - 0.9025**2)), rtol=0.15, atol=0)
+    # 1/sqrt(2 ν), and six of them at most
+    wanted = ((1 - 0.9025**2) / 1000) ** 0.5
+    torch.testing.assert_close(found.sigma, even(2.0).sqrt(), rtol=6 * wanted, atol=0)
+    assert float((found.sigma / 2**0.5 - 1).square().mean().sqrt()) == pytest.approx(wanted, rel=0.05)
+
+
+def test_a_covariate_that_says_nothing_leaves_the_plain_mean() -> None:
+    state = sketched(even(1.0), 0.0, 16, 5)
+    gone = state.sums.w_abs * 0
+    without = replace(state, sums=replace(state.sums, w_abs=gone, w_w=gone * 1j, u_w=gone * 1j, u_wc=gone * 1j))
+    wanted = replace(state, covariate_variance=None).map()
+    for name in ("sigma", "degrees_of_freedom"):
+        torch.testing.assert_close(getattr(independent_map(without, "magnitude"), name), getattr(wanted, name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "linear", "covariate"), [("complex", False, True), ("magnitude", True, True), ("magnitude", False, False)]
+)
+def test_other_maps_are_of_this_kind_already(kind: MapKind, linear: bool, covariate: bool) -> None:
+    state = replace(sketched(even(1.0), 0.8, 16, 6, covariate=covariate), complex_linear=linear)
+    found, wanted = independent_map(state, kind), state.map(kind)
+    assert torch.equal(found.sigma, wanted.sigma)
+    assert torch.equal(found.degrees_of_freedom, wanted.degrees_of_freedom)

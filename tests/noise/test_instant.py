@@ -12,24 +12,27 @@ from tests.noise.predicted import (
     WHITE,
     WORTH,
     Predictor,
-    close,
+    corrected,
     covered,
     equal,
+    error,
     follow,
+    follow_independently,
     half,
     instant,
     priors,
     push,
     pushed,
     same_sums,
-    truth,
 )
 from torch import Tensor
 
-from voxelsigma.noise.fusion import expected, fused, measured_variance
+from voxelsigma.noise.certificate import RegionEnergies, regions
+from voxelsigma.noise.fusion import expected, fused, independent_map, measured_variance
 from voxelsigma.noise.instant import FEWEST, PREDICTED_AT, instant_sketch
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import moments
+from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.sigma import MapKind
 from voxelsigma.noise.sketch import Covariate, Stopping, sketch
 
@@ -47,7 +50,7 @@ def test_without_a_target_the_first_prediction_that_passes_is_enough() -> None:
     assert predict.asked == [8]
     assert found.sketch.sums.count == found.certificate.probes == 8
     for kind in KINDS:
-        one, wanted = found.map(kind), expected(priors()[kind], kind, 8)
+        one, wanted = found.map(kind), expected(corrected(priors()[kind], kind, 8), kind, 8)
         torch.testing.assert_close(one.sigma, wanted.sigma)
         torch.testing.assert_close(one.degrees_of_freedom, wanted.degrees_of_freedom)
         assert (one.kind, one.probes) == (kind, 8)
@@ -102,10 +105,16 @@ def test_fewer_than_a_prediction_takes_are_refused(probes: int, fewest: int, tol
 def test_later_probes_are_fused(covariate: Covariate | None, kind: MapKind) -> None:
     found = instant(follow, Stopping(probes=48, target_error=1e-3), covariate)
     at_32 = instant(follow, Stopping(probes=32, target_error=1e-3), covariate)
-    prior = follow(at_32.sketch)[kind]
+    prior = corrected(follow(at_32.sketch)[kind], kind, 48)
     u, w = pushed(32, 48)
-    later = replace(found.sketch, sums=moments(u, None if covariate is None else w)).map(kind)
-    close(found.map(kind), fused(later, prior))
+    later = independent_map(replace(found.sketch, sums=moments(u, None if covariate is None else w)), kind)
+    wanted, own = fused(later, prior), found.sketch.map(kind)
+    # but for some voxels of which the probes know much more without it
+    taken = found.map(kind).sigma != own.sigma
+    assert taken.double().mean() > 0.97
+    for name in ("sigma", "degrees_of_freedom"):
+        one, two = getattr(found.map(kind), name), torch.where(taken, getattr(wanted, name), getattr(own, name))
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
     assert found.map(kind).probes == 48
     assert torch.equal(found.map(kind).explained, found.sketch.map(kind).explained)
     if covariate is None and kind == "magnitude":
@@ -116,11 +125,11 @@ def test_later_probes_are_fused(covariate: Covariate | None, kind: MapKind) -> N
 
 @pytest.mark.parametrize(("probes", "alone"), [(36, True), (39, True), (40, False)])
 def test_less_than_a_block_of_later_probes_is_not_asked(probes: int, alone: bool) -> None:
-    found = instant(Predictor(priors()), Stopping(probes=probes, target_error=1e-3), COVARIATE)
-    wanted = expected(priors()["magnitude"], "magnitude", probes)
+    found = instant(Predictor(priors(worth=400.0)), Stopping(probes=probes, target_error=1e-3), COVARIATE)
+    wanted = expected(corrected(priors(worth=400.0)["magnitude"], "magnitude", probes), "magnitude", probes)
     assert found.map().probes == probes
     assert torch.allclose(found.map().sigma, wanted.sigma) == alone
-    assert bool((found.map().degrees_of_freedom > WORTH + 1).all()) != alone
+    assert bool((found.map().degrees_of_freedom > wanted.degrees_of_freedom + 1).all()) != alone
 
 
 @pytest.mark.parametrize("probes", [8, 16, 48])
@@ -130,8 +139,7 @@ def test_the_error_bar_covers(probes: int, kind: MapKind) -> None:
     assert found.certified
     # 4096 voxels: a standard error of 0.34 %, five of them
     assert covered(found.map(kind)) == pytest.approx(0.95, abs=0.017)
-    error = float((found.map(kind).sigma / truth(kind) - 1).square().mean().sqrt())
-    assert error == pytest.approx(float(found.map(kind).relative_error().mean()), rel=0.06)
+    assert error(found.map(kind)) == pytest.approx(float(found.map(kind).relative_error().mean()), rel=0.06)
 
 
 @pytest.mark.parametrize(("kind", "probes"), [("magnitude", 16), ("complex", 16), ("complex", 48)])
@@ -141,11 +149,17 @@ def test_the_error_bar_covers_with_a_covariate(kind: MapKind, probes: int) -> No
     assert covered(found.map(kind)) == pytest.approx(0.95, abs=0.017)
 
 
-def test_where_gains_lean_on_neighbours_the_error_bar_may_be_short() -> None:
-    """The worst case: all that the prior does not know is from voxel to voxel, as gains scatter around neighbours'."""
-    found = instant(Predictor(priors()), Stopping(probes=48, target_error=1e-3), COVARIATE)
-    # 0.90: the leaning gain and the prior miss the same, which counts as two independent errors
-    assert 0.88 < covered(found.map()) < 0.967
+@pytest.mark.parametrize("probes", [40, 48, 128])
+def test_the_error_bar_covers_where_voxels_are_unlike_their_neighbours(probes: int) -> None:
+    """All that the prior does not know is from voxel to voxel: gains that lean on neighbours would miss the same."""
+    found = instant(follow_independently, Stopping(probes=probes, target_error=1e-3), COVARIATE)
+    assert found.certified
+    assert covered(found.map()) == pytest.approx(0.95, abs=0.02)
+    leaning = fused(replace(found.sketch, sums=found.sketch.sums - found.before).map(), found.priors["magnitude"])
+    assert covered(leaning) < covered(found.map())
+    # the control variate's information is not lost with the leaning
+    blind = replace(found.sketch, sums=found.sketch.sums - found.before, covariate_variance=None).map()
+    assert error(found.map()) < error(fused(blind, found.priors["magnitude"]))
 
 
 @pytest.mark.parametrize("nothing", [0.0, float("nan")])
@@ -153,7 +167,8 @@ def test_where_gains_lean_on_neighbours_the_error_bar_may_be_short() -> None:
 def test_voxels_of_which_nothing_is_predicted_are_the_sketches_own(nothing: float, probes: int) -> None:
     beside = replace(JACOBIAN, value=torch.where(torch.arange(SIDE) < 20, 0.01, 1.0) * JACOBIAN.value)
     says = (torch.arange(SIDE) >= 20).expand(SIDE, SIDE)
-    given = {k: replace(one, variance=torch.where(says, one.variance, nothing)) for k, one in priors().items()}
+    sure = priors(worth=400.0)
+    given = {k: replace(one, variance=torch.where(says, one.variance, nothing)) for k, one in sure.items()}
     stopping = Stopping(probes=probes, target_error=1e-3)
     found = instant_sketch(beside, WHITE, stopping, lambda _: given, scale=GUESS.square(), covariate=COVARIATE, chunk=8)
     assert found.certified
@@ -168,6 +183,51 @@ def test_a_prediction_that_is_no_number_fails() -> None:
     found = instant(Predictor(priors(float("nan"))), Stopping(probes=16))
     assert not found.certified
     assert equal(found.map(), found.sketch.map())
+
+
+def test_voxels_of_which_the_probes_know_more_are_the_sketches_own() -> None:
+    worth = torch.where(torch.arange(SIDE) < 20, 5.0, 400.0).expand(SIDE, SIDE).double()
+    little, much = priors(worth=5.0), priors(worth=400.0)
+    given = {
+        kind: Prior(variance=torch.where(worth == 5, little[kind].variance, one.variance), freedom=worth)
+        for kind, one in much.items()
+    }
+    found = instant(Predictor(given), Stopping(probes=48, target_error=1e-3), COVARIATE)
+    assert found.certified
+    for kind in KINDS:
+        own, one = found.sketch.map(kind), found.map(kind)
+        for name in ("sigma", "degrees_of_freedom"):
+            # those near the others are judged with them
+            assert torch.equal(getattr(one, name)[:, :12], getattr(own, name)[:, :12])
+        assert bool((2 * one.degrees_of_freedom >= own.degrees_of_freedom).all())
+        assert (one.degrees_of_freedom > own.degrees_of_freedom)[:, 20:].double().mean() > 0.9
+
+
+def test_maps_are_chosen_by_neighbourhoods_and_not_by_the_luck_of_a_voxel() -> None:
+    found = instant(Predictor(priors()), Stopping(probes=8), COVARIATE)
+    own, one = found.sketch.map(), found.map()
+    # far below 40 at the median, and above here and there
+    lucky = own.degrees_of_freedom > WORTH
+    assert lucky.double().mean() > 0.02
+    taken = one.sigma != own.sigma
+    assert taken[lucky & (own.degrees_of_freedom < 1.9 * WORTH)].double().mean() > 0.97
+    assert covered(one) == pytest.approx(0.95, abs=0.017)
+
+
+@pytest.mark.parametrize("vague", [0.1, 2.0, 2.001, 4.0])
+def test_a_few_voxels_of_which_next_to_nothing_is_known_do_not_speak_for_their_region(vague: float) -> None:
+    worth = torch.where(torch.arange(SIDE) % 8 == 0, vague, WORTH).expand(SIDE, SIDE).double()
+    given = {kind: replace(one, freedom=worth) for kind, one in priors().items()}
+    found = instant(Predictor(given), Stopping(probes=64))
+    assert found.certified
+    assert found.sketch.sums.count == 8
+    assert float(found.certificate.log_ratio.abs().max()) < 0.08
+
+
+def test_a_prediction_that_knows_next_to_nothing_saves_no_probes() -> None:
+    found = instant(Predictor(priors(worth=6.0)), Stopping(probes=48))
+    assert found.certified
+    assert found.sketch.sums.count == 24
 
 
 # --- predictions that are wrong
@@ -200,8 +260,8 @@ def test_a_prediction_that_becomes_wrong_is_dropped_for_good(turns: int) -> None
 
 
 def test_probes_beyond_the_last_prediction_test_it_too() -> None:
-    # off by so much that 8 probes do not tell for certain, but some hundreds do
-    predict = Predictor(priors(half(1 / 1.122)))
+    # off by so much that 32 probes do not tell for certain, but some hundreds do
+    predict = Predictor(priors(half(1 / 1.154)))
     found = instant(predict, Stopping(probes=512, target_error=1e-3))
     assert not found.certified
     assert predict.asked == [8, 16, 32]
@@ -215,6 +275,15 @@ def test_the_error_bar_of_a_dropped_prediction_is_the_sketches() -> None:
     assert covered(found.map()) == pytest.approx(0.95, abs=0.02)
 
 
+@pytest.mark.parametrize("factor", [1.15, 1 / 1.15, half(1.12), half(1 / 1.12)], ids=["+", "-", "half +", "half -"])
+@pytest.mark.parametrize("probes", [8, 16, 48])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_bar_covers_what_is_tolerated(factor: Tensor | float, probes: int, kind: MapKind) -> None:
+    found = instant(Predictor(priors(factor)), Stopping(probes=probes, target_error=1e-3))
+    # dropped or not: where it is right to be off by so much, either may happen
+    assert covered(found.map(kind)) == pytest.approx(0.95, abs=0.02)
+
+
 # --- when it ends
 
 
@@ -222,11 +291,12 @@ def test_the_target_is_met_by_a_prediction() -> None:
     worths = {8: 40.0, 16: 60.0, 32: 200.0}
     predict = Predictor(lambda count: priors(worth=worths[count]))
     # 1/sqrt(2 · 200) = 5 %
-    found = instant(predict, Stopping(probes=512, target_error=0.0501))
+    found = instant(predict, Stopping(probes=512, target_error=0.051))
     assert found.certified
     assert predict.asked == [8, 16, 32]
     assert found.sketch.sums.count == 32
-    assert float(found.map().relative_error().median()) == pytest.approx(0.05)
+    # and a little more for the level, which the probes correct
+    assert 0.05 <= float(found.map().relative_error().median()) <= 0.051
 
 
 def test_the_target_counts_later_probes() -> None:
@@ -243,7 +313,7 @@ def test_the_map_that_decides_can_be_chosen() -> None:
         found = instant_sketch(
             JACOBIAN,
             WHITE,
-            Stopping(probes=64, target_error=0.0501),
+            Stopping(probes=64, target_error=0.052),
             lambda _: given,
             scale=GUESS.square(),
             kind="complex" if kind == "complex" else "magnitude",
@@ -313,6 +383,9 @@ def test_a_real_image_has_one_map() -> None:
     predict = Predictor({"magnitude": priors()["magnitude"]})
     found = instant_sketch(real, WHITE, Stopping(probes=64), predict, scale=GUESS.square(), chunk=8)
     assert found.certified
-    torch.testing.assert_close(found.map().sigma, expected(priors()["magnitude"], "magnitude", 8).sigma)
+    like = RegionEnergies(regions(torch.ones(SIDE, SIDE) > 0), GUESS.square(), torch.ones_like(GUESS))
+    like.add(push(WHITE.block(0)).real)
+    prior = like.corrected(priors()["magnitude"], push(WHITE.block(0)).real.square().mean(dim=0))
+    torch.testing.assert_close(found.map().sigma, expected(prior, "magnitude", 8).sigma)
     # of what nobody predicted there is the sketch's own
     assert equal(found.map("complex"), found.sketch.map("complex"))
