@@ -16,6 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "modl": {"steps": 2, "blocks": 1, "channels": 4},
     "unet": {"channels": 4, "levels": 2, "residual": True},
     "unrolled": {"steps": 2, "blocks": 1, "channels": 4},
+    "varnet": {"cascades": 1, "channels": 4, "levels": 2, "sensitivity_channels": 2, "sensitivity_levels": 2},
 }
 
 

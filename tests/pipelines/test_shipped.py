@@ -18,7 +18,7 @@ NAMES = sorted(path.name for path in FOLDER.glob("*.xml"))
 METHODS = ("sense_sigma", "unrolled_sigma")
 WAYS = ("", "_externals", "_hybrid", "_worker")
 # whoever wants these another way writes the model into one of those
-NETWORKS = ("modl_sigma", "unet_sigma")
+NETWORKS = ("modl_sigma", "unet_sigma", "varnet_sigma")
 PREFIX = "voxelsigma.gadgets."
 
 
