@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-_GROWTH: Final = 1.01
+_GROWTH: Final = 1.005
 # the first steps leave more holes than all others: what they meet was left by other work
 _SETTLING: Final = 2
 
@@ -18,8 +18,8 @@ class FlatHeap:
 
     Blocks of changing sizes leave holes in the C library's heap into which the next ones do not fit, so that a loop
     that keeps nothing grows nevertheless, by several percent in a thousand steps. To return what is free costs a page
-    fault for each page that is used again; so it is done after the first two steps, and from then on only when the
-    process has grown by 1 % since the third.
+    fault for each page that is used again; so it is done once after the first two steps, and from then on only when
+    the process has grown beyond what it held after these.
 
     Parameters
     ----------
@@ -50,17 +50,12 @@ class FlatHeap:
         if not self._works or self._trim is None:
             return
         done, self._steps = self._steps, self._steps + 1
-        if done == 0:
-            return
-        if done <= _SETTLING:
-            self._trim()
-            return
-        found = self._held()
+        found = self._held() if done > 0 else None
         if found is None:
             return
-        if self._settled == 0:
-            self._settled = found
-        elif found > _GROWTH * self._settled:
+        if done <= _SETTLING:
+            self._settled = max(self._settled, found)
+        if done == _SETTLING or found > _GROWTH * self._settled:
             self._trim()
             # what is left is not free, so it is no holes that made it grow
             self._settled = max(self._settled, self._held() or 0)

@@ -20,15 +20,14 @@ def counted(sizes: list[int | None]) -> tuple[FlatHeap, list[int]]:
 
 
 def test_it_trims_after_the_first_two_steps_and_then_on_growth_alone() -> None:
-    heap, trimmed = counted([1000, 1005, 1011, 900, 1009, 1020, 1015, 1024, 1026, 1000])
+    # held: after step 1 and 2, trimmed to 600; 1004 is within 0.5 % of 1000; 1006 leaves 1002 that is held; 1007 is
+    # within 0.5 % of that; 1008 is too much
+    heap, trimmed = counted([900, 1000, 600, 1004, 1006, 1002, 1007, 1008, 700, 1007])
     counts = []
-    for _ in range(9):
+    for _ in range(8):
         heap.before_step()
         counts.append(len(trimmed))
-    # nothing before the first; settles at 1000; 1011 is too much; 1020 leaves 1015 that is held; 1026 is too much
-    assert counts == [0, 1, 2, 2, 2, 3, 3, 4, 4]
-    heap.before_step()
-    assert len(trimmed) == 5
+    assert counts == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_it_does_nothing_on_other_devices() -> None:
@@ -41,7 +40,7 @@ def test_a_system_that_does_not_say_is_left_alone() -> None:
     heap, trimmed = counted([None] * 8)
     for _ in range(8):
         heap.before_step()
-    assert len(trimmed) == 2
+    assert not trimmed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the C library of Linux")
@@ -51,6 +50,7 @@ def test_free_memory_goes_back_to_the_system() -> None:
 import torch
 from voxelsigma.noise.heap import FlatHeap, _anonymous_bytes
 heap = FlatHeap(torch.device("cpu"))
+heap.before_step()
 heap.before_step()
 blocks = [bytearray(65536) for _ in range(2000)]
 last = bytearray(65536)
