@@ -40,14 +40,13 @@ class FlatHeap:
         trim: Callable[[], None] | None = None,
     ) -> None:
         self._held = held or _anonymous_bytes
-        self._trim = trim or _c_trim()
-        self._works = device.type == "cpu"
+        self._trim = (trim or _c_trim()) if device.type == "cpu" else None
         self._steps = 0
         self._settled = 0
 
     def before_step(self) -> None:
         """Called before every step of the loop, the first one too."""
-        if not self._works or self._trim is None:
+        if self._trim is None:
             return
         done, self._steps = self._steps, self._steps + 1
         found = self._held() if done > 0 else None

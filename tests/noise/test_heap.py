@@ -59,7 +59,5 @@ del blocks
 heap.before_step()
 print(before - _anonymous_bytes())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert int(done.stdout) > 100e6

@@ -1,6 +1,5 @@
 """The shipped networks on heads they have not seen."""
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -32,17 +31,9 @@ single coils, the other is given no sensitivities."""
 NAMES: Final = sorted({*LEAST, *LEAST_ABOVE_ZERO_FILLED})
 
 
-def data_folder() -> Path:
-    named = os.environ.get("VOXELSIGMA_TEST_DATA")
-    folder = Path(named) if named else Path.cwd().parent / "shared" / "data"
-    if not (folder / "head_labels").is_dir():
-        pytest.skip(f"held-out heads are not at {folder}; VOXELSIGMA_TEST_DATA names their folder")
-    return folder
-
-
 @pytest.fixture(scope="module", params=["full", "masked"])
-def held_out(request: pytest.FixtureRequest) -> tuple[Maps, list[Example], Baselines]:
-    volumes = load_volumes(data_folder(), only=HELD_OUT)
+def held_out(request: pytest.FixtureRequest, shared_data: Path) -> tuple[Maps, list[Example], Baselines]:
+    volumes = load_volumes(shared_data, only=HELD_OUT)
     setting = Setting(mask="random_2d", acceleration=6, maps=request.param, matrix=144)
     scans = held_out_slices(volumes, setting.examples(), slices=8, seed=2)
     return request.param, scans, baselines(scans)
