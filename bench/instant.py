@@ -14,10 +14,10 @@ road pays for what it needs alone: the plain sketch for no covariate, nobody els
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import scipy.stats
@@ -29,6 +29,7 @@ from torch import Tensor
 from bench.brains import full_scan, poisson_scan
 from bench.networks import SHIPPED, SNR, data_folder, make_case
 from bench.processes import ROOT
+from bench.recorded import Recorded, sketched
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import KINDS, SigmaPredictor, plane_features, probe_features
@@ -39,7 +40,7 @@ from voxelsigma.noise.fusion import measured_variance
 from voxelsigma.noise.instant import Judge, Priors
 from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.prior import Prior
-from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
+from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap
 from voxelsigma.noise.sketch import Sketch, Stopping, sketch
 from voxelsigma.noise.voxels import object_mask, phase_factor
@@ -63,8 +64,6 @@ _OTHER_MATRIX = 128
 _OTHERS = ("unrolled_small", "unrolled_ssdu")
 _SMALLEST = 1e-4
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -74,23 +73,6 @@ class Case:
     network: Network
     plane: PlaneProblem
     kspace: Tensor
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent in some functions."""
-
-    spent: float = 0.0
-
-    def around(self, function: Callable[..., T]) -> Callable[..., T]:
-        def timed(*arguments: Any, **named: Any) -> T:
-            begun = time.perf_counter()
-            try:
-                return function(*arguments, **named)
-            finally:
-                self.spent += time.perf_counter() - begun
-
-        return timed
 
 
 @dataclass
@@ -160,8 +142,7 @@ def all_cases(name: str, network: Network, options: argparse.Namespace) -> Itera
     for number in range(max(options.slices, options.elsewhere)):
         if number < options.slices:
             for acceleration in options.acceleration:
-                setting = Setting(mask="random_2d", acceleration=acceleration, matrix=options.matrix, snr=SNR)
-                yield _case(f"held-out heads, R={acceleration:g}", network, _head(volumes, setting, number))
+                yield head_case(network, volumes, acceleration, options.matrix, number)
         if number < options.elsewhere:
             yield from _elsewhere(name, network, volumes, number, options.matrix)
     if options.brains:
@@ -184,6 +165,12 @@ def _elsewhere(name: str, network: Network, volumes: Sequence[Volume], number: i
     yield _case(f"another network ({other}), R=6", bound, _head(volumes, usual, number))
 
 
+def head_case(network: Network, volumes: Sequence[Volume], acceleration: float, matrix: int, number: int) -> Case:
+    """A held-out head with a mask along two axes."""
+    setting = Setting(mask="random_2d", acceleration=acceleration, matrix=matrix, snr=SNR)
+    return _case(f"held-out heads, R={acceleration:g}", network, _head(volumes, setting, number))
+
+
 def _head(volumes: Sequence[Volume], setting: Setting, number: int) -> Example:
     return held_out_slices(volumes, setting.examples(), slices=number + 1, seed=3)[number]
 
@@ -198,12 +185,28 @@ def one_scan(case: Case, predictor: SigmaPredictor, seed: int, reference: int) -
     plane, begun = case.plane, time.perf_counter()
     linearization = linearize(case.network.bind(plane), case.kspace)
     once = time.perf_counter() - begun
-    image, by_covariate, by_prediction, kept = linearization.value, Stopwatch(), Stopwatch(), Stopwatch()
+    image = linearization.value
     real = not image.is_complex()
     kinds: tuple[MapKind, ...] = KINDS[:1] if real else KINDS
+    begun = time.perf_counter()
     covariate = plane.covariate(case.kspace if real else None)
-    of_scan = by_prediction.around(plane_features)(plane, case.kspace, image, covariate)
-    inside, seen = object_mask(image), Seen()
+    by_covariate = time.perf_counter() - begun
+    source = ProbeSource(variance=plane.variance, coils=len(case.kspace), seed=seed)
+    seen, recorded = Seen(), Recorded(linearization.push)
+
+    def look(state: Sketch, seconds: float) -> None:
+        pushing = once + recorded.seconds(state.sums.count)
+        seen.seconds["plain"].append(pushing)
+        seen.seconds["control variate"].append(pushing + by_covariate + seconds)
+        for kind in kinds:
+            seen.add(kind, "plain", replace(state, covariate_variance=None).map(kind))
+            seen.add(kind, "control variate", state.map(kind))
+
+    sketched(replace(linearization, push=recorded), source, covariate, COUNTS, look)
+    begun = time.perf_counter()
+    of_scan = plane_features(plane, case.kspace, image, covariate)
+    learned = replace(covariate, learned=predictor.surrogate.surrogate(of_scan))
+    by_prediction = time.perf_counter() - begun + by_covariate
 
     def predict(state: Sketch) -> Priors:
         features = torch.cat([of_scan, probe_features(state, covariate.variance, real=real)])
@@ -211,40 +214,23 @@ def one_scan(case: Case, predictor: SigmaPredictor, seed: int, reference: int) -
         seen.said.append(priors["magnitude"])
         return {kind: priors[kind] for kind in kinds}
 
-    energies = RegionEnergies(regions(inside), covariate.variance, phase_factor(image))
+    energies = RegionEnergies(regions(object_mask(image)), covariate.variance, phase_factor(image))
     judge = Judge(energies=energies, predict=predict)
-    clock = [time.perf_counter(), 0.0]
 
-    def look(state: Sketch) -> bool:
-        clock[1] += time.perf_counter() - clock[0]
-        verdict = by_prediction.around(judge.verdict)(state)
-        if state.sums.count in COUNTS:
-            pushing = once + clock[1] - by_covariate.spent - kept.spent
-            own = pushing + by_covariate.spent
-            for road, seconds in zip(ROADS, (pushing, own, own + kept.spent + by_prediction.spent), strict=True):
-                seen.seconds[road].append(seconds)
-            seen.passed.append(verdict.certified)
-            for kind in kinds:
-                seen.add(kind, "plain", replace(state, covariate_variance=None).map(kind))
-                seen.add(kind, "control variate", state.map(kind))
-                seen.add(kind, "instant", verdict.map(kind))
-        clock[0] = time.perf_counter()
-        return False
+    def judged(state: Sketch, seconds: float) -> None:
+        begun = time.perf_counter()
+        verdict = judge.verdict(state)
+        own = by_prediction + seconds + time.perf_counter() - begun
+        seen.seconds["instant"].append(once + recorded.seconds(state.sums.count) + own)
+        seen.passed.append(verdict.certified)
+        for kind in kinds:
+            seen.add(kind, "instant", verdict.map(kind))
 
-    source = ProbeSource(variance=plane.variance, coils=len(case.kspace), seed=seed)
-    timed = replace(covariate, push=by_covariate.around(covariate.push))
-    clock[0] = time.perf_counter()
-    sketch(
-        linearization,
-        source,
-        Stopping(probes=COUNTS[-1]),
-        covariate=timed,
-        chunk=BLOCK_SIZE,
-        keep=kept.around(energies.add),
-        enough=look,
-    )
+    again = replace(linearization, push=recorded.replayed())
+    sketched(again, source, learned, COUNTS, judged, keep=energies.add, between=judge.verdict)
     others = replace(source, seed=10_000 + seed)
-    truth = sketch(linearization, others, Stopping(probes=reference), covariate=covariate)
+    truth = sketch(linearization, others, Stopping(probes=reference), covariate=learned)
+    inside = object_mask(image)
     return {**compared(seen, truth, kinds, inside), "kinds": kinds, **told_right(seen, truth, covariate.variance)}
 
 

@@ -230,7 +230,7 @@ class Estimator:
         # of a plane that no coil sees nothing can be predicted
         if predictor is not None and covariate is not None and bool(covariate.variance.any()):
             with self.context.turns():
-                predict = prediction(predictor, plane, value, covariate)
+                predict, covariate = prediction(predictor, plane, value, covariate)
             instant = instant_sketch(
                 linearization,
                 source,

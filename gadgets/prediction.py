@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,8 +34,10 @@ def predictor_of(card: ModelCard, device: torch.device) -> SigmaPredictor | None
         return _loaded[key]
 
 
-def prediction(predictor: SigmaPredictor, plane: Plane, image: Tensor, covariate: Covariate) -> Predict:
-    """What the predictor says of an image of a plane, for any sketch of it."""
+def prediction(
+    predictor: SigmaPredictor, plane: Plane, image: Tensor, covariate: Covariate
+) -> tuple[Predict, Covariate]:
+    """What the predictor says of an image of a plane, for any sketch of it with the covariate that it makes of one."""
     of_scan = plane_features(plane.problem, plane.kspace, image, covariate)
     real = not image.is_complex()
 
@@ -43,4 +46,4 @@ def prediction(predictor: SigmaPredictor, plane: Plane, image: Tensor, covariate
         found = predictor.predict(features, covariate.variance)
         return {"magnitude": found["magnitude"]} if real else found
 
-    return predict
+    return predict, replace(covariate, learned=predictor.surrogate.surrogate(of_scan))

@@ -20,9 +20,9 @@ def distill(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for a copy of the card, instead of changing the card.")
     ] = None,
-    scans: Annotated[int, typer.Option(help="Scans to learn from.")] = 800,
+    scans: Annotated[int, typer.Option(help="Scans to learn from.")] = 400,
     probes: Annotated[int, typer.Option(help="Probes pushed through each.")] = 8,
-    steps: Annotated[int, typer.Option(help="Steps of the training.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Steps of the training.")] = 1500,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads of this process; 0 leaves the choice to torch.")] = 0,

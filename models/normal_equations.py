@@ -90,6 +90,21 @@ def least_squares_solver(*, tolerance: float, iterations: int | None, method: st
     return implicit(solved, rule, pull, name=method)
 
 
+def normal_operator(sensitivities: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """`A^H A` of images `(..., y, x)`, centred, without a shift of any coil.
+
+    Parameters
+    ----------
+    sensitivities
+        Shape `(coils, y, x)`, complex.
+    mask
+        Sampled positions, shape `(k1, k0)`.
+    """
+    operator = _uncentred_operator(sensitivities.real.new_zeros(()), sensitivities, mask)
+    axes = (-2, -1)
+    return lambda images: torch.fft.fftshift(operator(torch.fft.ifftshift(images, dim=axes)), dim=axes)
+
+
 def _encoded_twice(images: Tensor, sensitivities: Tensor, mask: Tensor) -> Tensor:
     """`A^H A` of images, `(..., y, x)`, the plain way."""
     encoding = SenseEncoding(sensitivities, mask)

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Final
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from voxelsigma.models.feature_unet import FeatureUNet
 from voxelsigma.models.problem import PlaneProblem
-from voxelsigma.models.unet import padded_apply
+from voxelsigma.models.surrogate_net import SurrogateNet
 from voxelsigma.noise.fusion import measured_variance
 from voxelsigma.noise.moments import projected
 from voxelsigma.noise.prior import Prior
@@ -26,17 +26,17 @@ PARTS: Final[Mapping[MapKind, float]] = {"magnitude": 0.5, "complex": 1.0}
 LAGS: Final = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 1), (0, 3), (3, 0))
 """Distances (y, x) at which the noise of the zero-filled image is correlated, by the mask's point spread."""
 
-_OF_SCAN: Final = 6 + len(LAGS)
+OF_SCAN: Final = 6 + len(LAGS)
 _OF_PROBES: Final = 9
-FEATURES: Final = _OF_SCAN + _OF_PROBES
-_FIRST_SMOOTH: Final = _OF_SCAN + len(KINDS)
+FEATURES: Final = OF_SCAN + _OF_PROBES
+_FIRST_SMOOTH: Final = OF_SCAN + len(KINDS)
 
 _SMALLEST: Final = 1e-3
 _SMOOTHED: Final = 5
 _FREEDOM: Final = (math.log(2.0), math.log(1000.0))
 
 
-class SigmaPredictor(nn.Module):
+class SigmaPredictor(FeatureUNet):
     r"""A U-Net without normalisation, from features of a scan to log-variances and their worth.
 
     .. math:: \log \frac{s_0}{v_\text{zf}}, \; \log \nu_0
@@ -47,33 +47,26 @@ class SigmaPredictor(nn.Module):
 
     Parameters
     ----------
-    channels
-        Feature channels of the first level; twice as many on the third.
-    levels
-        How often the resolution is halved.
+    channels, levels
+        Of the `FeatureUNet`.
+    surrogate_channels, surrogate_levels
+        Of the `SurrogateNet`.
 
     Attributes
     ----------
+    surrogate
+        Makes the control variate of those first probes, and of all others.
     calibration
         Factor on :math:`\nu_0` of each kind of map, shape `(kinds,)`: 1 until it is measured.
     """
 
-    def __init__(self, *, channels: int = 24, levels: int = 3) -> None:
-        super().__init__()
-        if levels < 1 or channels < 1:
-            raise ValueError(f"predictor: levels and channels must be at least 1, got {levels} and {channels}")
-        widths = [round(channels * 1.5**level) for level in range(levels + 1)]
-        self.levels = levels
-        self.down = nn.ModuleList(
-            _Block(given, width) for given, width in zip([FEATURES, *widths[:-1]], widths, strict=True)
-        )
-        self.up = nn.ModuleList(
-            _Block(below + width, width) for below, width in zip(widths[:0:-1], widths[-2::-1], strict=True)
-        )
-        self.last = nn.Conv2d(widths[0], 2 * len(KINDS), kernel_size=1)
+    def __init__(
+        self, *, channels: int = 24, levels: int = 3, surrogate_channels: int = 32, surrogate_levels: int = 3
+    ) -> None:
+        super().__init__(given=FEATURES, wanted=2 * len(KINDS), channels=channels, levels=levels)
+        self.surrogate = SurrogateNet(given=OF_SCAN, channels=surrogate_channels, levels=surrogate_levels)
         self.calibration: Tensor
         self.register_buffer("calibration", torch.ones(len(KINDS)))
-        nn.init.zeros_(self.last.weight)
         with torch.no_grad():
             assert self.last.bias is not None
             self.last.bias.copy_(torch.tensor([0.0, math.log(10.0)] * len(KINDS)))
@@ -85,8 +78,7 @@ class SigmaPredictor(nn.Module):
         -------
             `(batch, kinds, 2, y, x)`: log variance over the zero-filled one, and log degrees of freedom.
         """
-        found = padded_apply(self._unet, features, 2**self.levels)
-        found = found.reshape(len(found), len(KINDS), 2, *found.shape[-2:])
+        found = self.maps(features).unflatten(1, (len(KINDS), 2))
         # what the network has to say is the difference from the measured maps, smoothed
         smooth = features[:, _FIRST_SMOOTH : _FIRST_SMOOTH + len(KINDS)]
         return torch.stack([smooth + found[:, :, 0], found[:, :, 1].clamp(*_FREEDOM)], dim=2)
@@ -119,30 +111,6 @@ class SigmaPredictor(nn.Module):
             kind: Prior(variance=variance * PARTS[kind] * output[0].exp(), freedom=float(factor) * output[1].exp())
             for kind, output, factor in zip(KINDS, found, self.calibration, strict=True)
         }
-
-    def _unet(self, features: Tensor) -> Tensor:
-        skips = []
-        for place, block in enumerate(self.down):
-            features = block(features if place == 0 else functional.avg_pool2d(features, 2))
-            skips.append(features)
-        skips.pop()
-        for block in self.up:
-            above = functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
-            features = block(torch.cat([above, skips.pop()], dim=1))
-        return self.last(features)
-
-
-class _Block(nn.Module):
-    """Two 3×3 convolutions, the second beside a shortcut."""
-
-    def __init__(self, given: int, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(given, channels, kernel_size=3, padding=1)
-        self.second = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        begun = functional.silu(self.first(features))
-        return functional.silu(begun + self.second(begun))
 
 
 def scan_features(image: Tensor, zero_filled: Tensor, variance: Tensor, correlation: Tensor, fraction: float) -> Tensor:

@@ -17,7 +17,13 @@ from voxelsigma.models.weights import fill, read_weights
 MOST_CHANNELS: Final = 128
 MOST_LEVELS: Final = 6
 
-_KEYS = ("model", "channels", "levels")
+_SIZES: Final = {
+    "channels": MOST_CHANNELS,
+    "levels": MOST_LEVELS,
+    "surrogate_channels": MOST_CHANNELS,
+    "surrogate_levels": MOST_LEVELS,
+}
+_KEYS = ("model", *_SIZES)
 _PREFIX_BYTES = 8
 _MOST_HEADER = 2**20
 
@@ -48,7 +54,12 @@ def predictor_content(predictor: SigmaPredictor, card: ModelCard) -> bytes:
         If its sizes are none that a reader takes, weights are not finite, or a calibration is not above 0.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in predictor.state_dict().items()}
-    sizes = {"channels": state["last.weight"].shape[1], "levels": predictor.levels}
+    sizes = {
+        "channels": state["last.weight"].shape[1],
+        "levels": predictor.levels,
+        "surrogate_channels": state["surrogate.last.weight"].shape[1],
+        "surrogate_levels": predictor.surrogate.levels,
+    }
     origin = Path(f"{card.name} (predictor)")
     metadata = {"model": model_identity(card), **{key: str(value) for key, value in sizes.items()}}
     _sizes(origin, metadata)
@@ -80,24 +91,25 @@ def load_predictor(card: ModelCard, device: torch.device) -> SigmaPredictor | No
             f"{path}: predicts the network {metadata['model']}, the card {card.path} is of {identity}; "
             "distill a predictor of these weights"
         )
-    channels, levels = _sizes(path, metadata)
+    sizes = _sizes(path, metadata)
     _check_values(path, tensors)
     # the random numbers of whoever loads it are not to be touched
     with torch.random.fork_rng(devices=[]):
-        predictor = SigmaPredictor(channels=channels, levels=levels)
-    fill(predictor, tensors, origin=path, description=f"a predictor of {channels} channels and {levels} levels")
+        predictor = SigmaPredictor(**sizes)
+    described = ", ".join(f"{key} {value}" for key, value in sizes.items())
+    fill(predictor, tensors, origin=path, description=f"a predictor of {described}")
     return predictor.to(device).eval().requires_grad_(False)
 
 
-def _sizes(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
+def _sizes(path: Path, metadata: Mapping[str, str]) -> dict[str, int]:
     """Channels and levels, checked before anything of these sizes is built."""
-    found = []
-    for key, most in (("channels", MOST_CHANNELS), ("levels", MOST_LEVELS)):
+    found = {}
+    for key, most in _SIZES.items():
         text = metadata[key]
         if not (text.isascii() and text.isdecimal() and len(text) <= 3 and 1 <= int(text) <= most):
             raise ValueError(f"{path}: field {key!r} must be a whole number from 1 to {most}, got {text!r}")
-        found.append(int(text))
-    return found[0], found[1]
+        found[key] = int(text)
+    return found
 
 
 def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:

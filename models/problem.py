@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelsigma.models.encoding import SenseEncoding
 from voxelsigma.models.fourier import centred_combination
 from voxelsigma.models.grid import (
     Window,
@@ -15,6 +16,7 @@ from voxelsigma.models.grid import (
     linear_matrix,
     symmetric_window,
 )
+from voxelsigma.models.normal_equations import normal_operator
 from voxelsigma.noise.covariate import coil_correlation, zero_filled_variance
 from voxelsigma.noise.response import filtered_variance
 from voxelsigma.noise.sketch import Covariate
@@ -125,13 +127,25 @@ class PlaneProblem:
         plain = self.output_matrices(windows) == (None, None)
         conjugated = sensitivities.conj().resolve_conj()
         combine = centred_combination(conjugated) if plain else None
+        sampled = (self.cropped_weights(windows) > 0).to(device, sensitivities.real.dtype)
+        normal = normal_operator(sensitivities, sampled) if plain else None
+        encoding = SenseEncoding(self.sensitivities_on((windows[0].size, windows[1].size)), sampled)
 
-        def push(probes: Tensor) -> Tensor:
-            samples = windows[1].crop(windows[0].crop(probes, -2), -1)
+        def combined(samples: Tensor) -> Tensor:
             if combine is not None:
                 return combine(samples)
             # coil images: (probes, coils, y, x) -> (probes, y, x)
             return (conjugated * apply_axes((rows, columns), samples)).sum(dim=-3)
+
+        def push(probes: Tensor) -> Tensor:
+            return combined(windows[1].crop(windows[0].crop(probes, -2), -1))
+
+        def again(probes: Tensor, images: Tensor) -> Tensor:
+            if normal is not None:
+                # one probe at a time stays in a CPU's cache
+                return torch.cat([normal(part) for part in images.split(len(images) if images.is_cuda else 1)])
+            samples = windows[1].crop(windows[0].crop(probes, -2), -1)
+            return combined(encoding.forward(encoding.adjoint(samples)))
 
         cropped = windows[1].crop(windows[0].crop(self.variance, -2), -1)
         carried = (rows[0] != 0).unsqueeze(1) & (columns[0] != 0)
@@ -142,4 +156,5 @@ class PlaneProblem:
             variance=zero_filled_variance(sensitivities, white).double(),
             filtered_variance=lambda response: filtered_variance(response, sensitivities, correlation),
             correlation=correlation,
+            again=again,
         )

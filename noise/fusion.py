@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from voxelsigma.noise.moments import projected
+from voxelsigma.noise.moments import Moments, projected
 from voxelsigma.noise.prior import Prior
-from voxelsigma.noise.sigma import MapKind, SigmaMap, root_bias
+from voxelsigma.noise.sigma import LEAST_SHARE, MapKind, SigmaMap, root_bias, shared_error
 from voxelsigma.noise.sketch import Sketch
 from voxelsigma.noise.voxels import neighbourhood_mean
 
@@ -58,7 +58,7 @@ def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     with the explained part r² pooled over neighbours, which says what an estimate is worth, not what it is, and
     :math:`q = r^2 / (r^2 + (1 - r^2)/(S - 2))`, near 0 where r² does not stand out of its own noise. The gain's error,
     the residual's and that of what is not controlled add up. Never below :math:`(1 - q) \sum a^2 / S`. The complex map
-    is of this kind already.
+    is the sum of that of both quadratures.
 
     Parameters
     ----------
@@ -67,12 +67,37 @@ def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     kind
         Which map.
     """
-    sums, count, known = state.sums, state.sums.count, state.covariate_variance
-    if kind != "magnitude" or known is None or state.complex_linear:
+    if state.covariate_variance is None or state.complex_linear:
         return state.map(kind)
-    a_a = projected(sums.u_u, sums.u_abs, state.direction).clamp_min(0)
-    b_b = projected(sums.w_w, sums.w_abs, state.direction).clamp_min(0)
-    a_b = projected(sums.u_w, sums.u_wc, state.direction)
+    quadratures = (state.direction,) if kind == "magnitude" else (state.direction, 1j * state.direction)
+    parts = [_own_gain(state.sums, one, state.covariate_variance / 2) for one in quadratures]
+    variance, spread, explained, carried, _ = torch.stack([torch.stack(part) for part in parts]).sum(dim=0)
+    count = state.sums.count
+    if kind == "complex":
+        shared = shared_error(state.sums, state.direction, (parts[0][-1], parts[1][-1]))
+        spread = (spread + shared).clamp(min=LEAST_SHARE * spread)
+    if state.covariate_freedom is not None:
+        spread = spread + carried.square() / state.covariate_freedom
+    share = torch.where(variance > 0, spread / variance.square().clamp_min(_SMALLEST), 1 / count)
+    freedom = 1 / share.clamp_min(1e-6 / count)
+    return SigmaMap(
+        sigma=variance.clamp_min(0).sqrt() / root_bias(freedom),
+        degrees_of_freedom=freedom,
+        kind=kind,
+        probes=count,
+        explained=torch.where(variance > 0, explained / variance.clamp_min(_SMALLEST), 0),
+    )
+
+
+def _own_gain(sums: Moments, direction: Tensor, known: Tensor) -> tuple[Tensor, ...]:
+    """Of the component along a phase: variance, half of its estimate's variance, what is explained, carried, and slope.
+
+    Carried is the part that stands on the covariate's variance, the slope that of the estimate with the gain.
+    """
+    count = sums.count
+    a_a = projected(sums.u_u, sums.u_abs, direction).clamp_min(0)
+    b_b = projected(sums.w_w, sums.w_abs, direction).clamp_min(0)
+    a_b = projected(sums.u_w, sums.u_wc, direction)
     both = neighbourhood_mean(a_a * b_b, _NEIGHBOURS).clamp_min(_SMALLEST)
     # one real coefficient explains 1/S of anything
     by_chance = 1 / count
@@ -81,15 +106,14 @@ def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     rest, least = 1 - explained, max(count - 2, 1)
     asked = explained / (explained + rest / least).clamp_min(_SMALLEST)
     gain = a_b / b_b.clamp_min(_SMALLEST)
-    variance = a_a / count + asked * gain.square() * (known / 2 - b_b / count)
+    variance = (a_a / count + asked * gain.square() * (known - b_b / count)).clamp_min(0)
     spread = 2 * explained * rest / least + rest.square() / (count - 1) + ((1 - asked) * explained).square() / count
-    freedom = 1 / spread.clamp_min(1e-6 / count)
-    return SigmaMap(
-        sigma=variance.clamp_min(0).sqrt() / root_bias(freedom),
-        degrees_of_freedom=freedom,
-        kind=kind,
-        probes=count,
-        explained=explained,
+    return (
+        variance,
+        spread * variance.square(),
+        explained * variance,
+        asked * gain.square() * known,
+        2 * asked * gain * known,
     )
 
 

@@ -1,6 +1,6 @@
 """The covariate that fits a reconstruction: the zero-filled image through a filter learned from the first probes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,68 +50,138 @@ class Response:
         return torch.cat(filtered)
 
 
-def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Tensor) -> Response | None:
-    r"""Learn the filter that best predicts pushed probes from the zero-filled images of the same probes.
+def fit_responses(
+    pushed: Tensor,
+    covariates: Sequence[Tensor],
+    image: Tensor,
+    direction: Tensor,
+    *,
+    reaches: Sequence[tuple[int, int]] = ((REACH, VARYING_REACH),),
+) -> tuple[Response, ...] | None:
+    r"""Learn the filters whose sum best predicts pushed probes from linear images of the same probes.
 
-    .. math:: \min_h \sum_{s,i} \frac{(a_{s,i} - \sum_\delta h_i(\delta)\, b_{s,i,\delta})^2}{e_i}, \qquad
-        h_i(\delta) = \sum_f \theta_{f,\delta} \, \varphi_f(i)
+    .. math:: \min_h \sum_{s,i} \frac{1}{e_i}
+        \Big( a_{s,i} - \sum_{j,\delta} h_{j,i}(\delta)\, b_{j,s,i,\delta} \Big)^2, \qquad
+        h_{j,i}(\delta) = \sum_f \theta_{j,f,\delta} \, \varphi_f(i)
 
-    with :math:`a = \Re(e^{-i\phi_i} u_i)`, :math:`b_\delta = \Re(e^{-i\phi_i} w_{i+\delta})`, the local energy e, and
-    features φ of the image (brightness, edges and their direction, texture): a network smooths where nothing is and
-    along edges. One ridge regression for the whole object has a hundred observations a weight, so that the filter
-    owes next to nothing to the noise of these probes; how good it is decides about the error alone, never about the
-    expectation, which is known for any filter. A second regression, on products of features, then scales the filter of
-    each voxel, so that gains are near 1 and neighbours have much the same.
+    with :math:`a = \Re(e^{-i\phi_i} u_i)`, :math:`b_{j,\delta} = \Re(e^{-i\phi_i} w_{j,i+\delta})`, the local energy e,
+    and features φ of the image (brightness, edges and their direction, texture): a network smooths where nothing is and
+    along edges. One ridge regression for the whole object has a hundred observations a weight, so that the filters
+    owe next to nothing to the noise of these probes; how good they are decides about the error alone, never about the
+    expectation, which is known for any filter. A second regression, on products of features, then scales the filters
+    of each voxel, so that gains are near 1 and neighbours have much the same.
 
     Parameters
     ----------
-    pushed, covariate
-        First probes u and their zero-filled images w, shape `(probes, y, x)`.
+    pushed
+        First probes u, shape `(probes, y, x)`.
+    covariates
+        Images of the same probes, of the same shape: the zero-filled one w first.
     image, direction
         The reconstruction and its phase factor, shape `(y, x)`.
+    reaches
+        Of the filter of each: voxels to either side that it sees, and that may vary with the image.
 
     Returns
     -------
-        The filter; None where there are too few observations for any, or no coil sees anything.
+        A filter for each; None where there are too few observations for any, or no coil sees anything.
     """
     inside = object_mask(image)
     chosen = _spread(inside)
-    if not bool(covariate.flatten(1)[:, chosen].any()):
+    if not bool(covariates[0].flatten(1)[:, chosen].any()):
         return None
-    observations = len(pushed) * len(chosen)
     features = image_features(image)
-    for reach, varying, count in ((REACH, VARYING_REACH, len(features)), (REACH, 0, 1), (1, 0, 1)):
-        offsets = _square(reach)
-        inner = [place for place, offset in enumerate(offsets) if max(map(abs, offset)) <= varying]
-        if observations >= OBSERVATIONS_PER_WEIGHT * (len(offsets) + (count - 1) * len(inner)):
-            break
-    else:
+    found = _shapes(reaches, len(features), len(pushed) * len(chosen))
+    if found is None:
         return None
-    phase = direction.conj().to(covariate.dtype)
+    shapes, count = found
+    phase = direction.conj().to(covariates[0].dtype)
     turned = (phase * pushed).real
     energy = neighbourhood_mean(turned.square().mean(dim=0), 5)
     scale = energy.flatten()[chosen].clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()
     here = phase.flatten()[chosen]
-    # seen: (probes, offsets, chosen)
-    shifted = _shifted(covariate, offsets)
-    seen = torch.stack([(here * part.flatten(1)[:, chosen]).real for part in shifted], dim=1) * scale
     wanted = turned.flatten(1)[:, chosen] * scale
-    described = features[1:count].flatten(1)[:, chosen]
-    solution = _ridge_regression(
-        (torch.cat([values, (described.unsqueeze(1) * values[inner]).flatten(0, 1)]) for values in seen), wanted
-    )
-    weights = solution[: len(offsets), None, None].expand(-1, *image.shape).clone()
-    if count > 1:
-        weights[inner] += torch.einsum("fk,fyx->kyx", solution[len(offsets) :].view(count - 1, -1), features[1:count])
+    # of different images by their size, so that one ridge is for all
+    sizes = [one.abs().square().mean().sqrt().clamp_min(torch.finfo(scale.dtype).tiny) for one in covariates]
+    # seen: (probes, offsets, chosen) of each
+    seen = [
+        torch.stack([(here * part.flatten(1)[:, chosen]).real for part in _shifted(one, shape.offsets)], dim=1)
+        * (scale / size)
+        for one, shape, size in zip(covariates, shapes, sizes, strict=True)
+    ]
+    weights = _regressed(seen, wanted, shapes, features[:count], chosen)
     if count > 1:
         products = _products(features)
-        fitted = (weights.flatten(1)[:, chosen] * seen).sum(dim=1)
+        fitted = torch.stack(
+            [(one.flatten(1)[:, chosen] * values).sum(dim=1) for one, values in zip(weights, seen, strict=True)]
+        ).sum(dim=0)
         factors = _ridge_regression((products.flatten(1)[:, chosen] * values for values in fitted), wanted)
-        weights *= torch.einsum("f,fyx->yx", factors, products).clamp(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
-    # what the object teaches does not hold beside it: there w itself is the covariate
-    alone = torch.tensor([offset == (0, 0) for offset in offsets], device=weights.device)
-    weights = torch.where(inside, weights, alone[:, None, None].to(weights))
-    return Response(offsets=offsets, weights=weights)
+        scaled = torch.einsum("f,fyx->yx", factors, products).clamp(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+        weights = [one * scaled for one in weights]
+    return tuple(
+        Response(offsets=shape.offsets, weights=_beside(one / size, shape.offsets, inside, first=place == 0))
+        for place, (one, shape, size) in enumerate(zip(weights, shapes, sizes, strict=True))
+    )
+
+
+def _regressed(
+    seen: Sequence[Tensor], wanted: Tensor, shapes: Sequence["_Shape"], features: Tensor, chosen: Tensor
+) -> list[Tensor]:
+    """Weights of each filter, `(offsets, y, x)`, of one regression."""
+    described = features[1:].flatten(1)[:, chosen]
+
+    def rows(of_probe: Sequence[Tensor]) -> Iterator[Tensor]:
+        for values, shape in zip(of_probe, shapes, strict=True):
+            yield values
+            yield (described.unsqueeze(1) * values[shape.inner]).flatten(0, 1)
+
+    solution = _ridge_regression((torch.cat(list(rows(one))) for one in zip(*seen, strict=True)), wanted)
+    weights = []
+    for shape in shapes:
+        own, solution = solution.tensor_split([shape.weights(len(features))])
+        constant, varying = own.tensor_split([len(shape.offsets)])
+        one = constant[:, None, None].expand(-1, *features.shape[1:]).clone()
+        by_feature = varying.view(len(features) - 1, len(shape.inner))
+        one[shape.inner] += torch.einsum("fk,fyx->kyx", by_feature, features[1:])
+        weights.append(one)
+    return weights
+
+
+def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Tensor) -> Response | None:
+    """`fit_responses` of the zero-filled image alone."""
+    found = fit_responses(pushed, (covariate,), image, direction)
+    return None if found is None else found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Weights of one filter, and which of them vary with the image."""
+
+    offsets: tuple[tuple[int, int], ...]
+    inner: list[int]
+
+    def weights(self, features: int) -> int:
+        """How many coefficients they have."""
+        return len(self.offsets) + (features - 1) * len(self.inner)
+
+
+def _shapes(reaches: Sequence[tuple[int, int]], features: int, observations: int) -> tuple[list[_Shape], int] | None:
+    """The largest filters, and the number of features that they vary with, that so many observations can teach."""
+    for most, varying, count in ((REACH, VARYING_REACH, features), (REACH, 0, 1), (1, 0, 1)):
+        shapes = []
+        for reach, inner in reaches:
+            offsets = _square(min(reach, most))
+            near = min(inner, varying)
+            shapes.append(_Shape(offsets, [n for n, one in enumerate(offsets) if max(map(abs, one)) <= near]))
+        if observations >= OBSERVATIONS_PER_WEIGHT * sum(shape.weights(count) for shape in shapes):
+            return shapes, count
+    return None
+
+
+def _beside(weights: Tensor, offsets: Sequence[tuple[int, int]], inside: Tensor, *, first: bool) -> Tensor:
+    """Weights in the object; what it teaches does not hold beside it: there w itself is the covariate."""
+    alone = torch.tensor([first and offset == (0, 0) for offset in offsets], device=weights.device)
+    return torch.where(inside, weights, alone[:, None, None].to(weights))
 
 
 def filtered_variance(response: Response, sensitivities: Tensor, correlation: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from voxelsigma.noise.voxels import neighbourhood_mean
 
 MapKind: TypeAlias = Literal["magnitude", "complex"]
 
-FEWEST_FOR_COMPLEX: Final = 8
-"""Probes below which the complex map is a plain mean, with or without a control variate."""
+LEAST_SHARE: Final = 0.3
+"""Of the errors of both quadratures, that the error of their sum is not said to be below."""
 
 _REGION: Final = 15
 _PROBES_OF_TRUST: Final = 2
@@ -82,6 +82,7 @@ def sigma_map(
     *,
     direction: Tensor,
     covariate_variance: Tensor | None = None,
+    covariate_freedom: Tensor | None = None,
     complex_linear: bool = False,
     inside: Tensor | None = None,
 ) -> SigmaMap:
@@ -97,7 +98,9 @@ def sigma_map(
     where :math:`\tilde g` lies between a voxel's own gain and that of its neighbours, by what the probes tell of
     either, and v is its variance (`_leaning_gain`). A sum of squares, positive by construction. Where an r² pooled over
     neighbours says that the covariate explains next to nothing, the plain mean takes over, so that it costs nothing.
-    For the complex map u is regressed on :math:`(w, w^*)`, with a gain that is shrunk by such an r².
+    The complex map is the sum of two such estimates, of the component in phase and of the one that is not: each
+    quadrature has a gain of its own, for a network damps them differently. A complex-linear reconstruction has one
+    complex gain, shrunk by such an r².
 
     Parameters
     ----------
@@ -109,24 +112,28 @@ def sigma_map(
         Phase factor :math:`e^{i\phi}` of the reconstructed voxels, shape `(...)`, complex.
     covariate_variance
         :math:`E|w|^2`, shape `(...)`, real; None for the plain mean.
+    covariate_freedom
+        Degrees of freedom of that variance where it is an estimate from other probes; None where it is exact.
     complex_linear
         Whether the reconstruction is complex-linear.
     inside
         Voxels of the object, shape `(...)`: they lean on each other alone, and so do the others. None for one kind.
     """
-    halved = complex_linear and kind == "magnitude"
-    if kind == "magnitude" and not complex_linear:
-        variance, freedom, explained = _magnitude(sums, direction, covariate_variance, inside)
+    if covariate_variance is None:
+        found = _plain(sums, kind, direction, complex_linear=complex_linear)
+    elif complex_linear:
+        found = _circular(sums, covariate_variance, halved=kind == "magnitude")
+    elif kind == "magnitude":
+        found = _in_phase(sums, direction, covariate_variance, inside)
     else:
-        variance, freedom, explained = _complex(sums, covariate_variance, complex_linear=complex_linear)
-    if halved:
-        variance = variance / 2
+        found = _both_quadratures(sums, direction, covariate_variance, inside)
+    freedom = found.freedom(sums.count, covariate_freedom)
     return SigmaMap(
-        sigma=variance.clamp_min(0).sqrt() / root_bias(freedom),
+        sigma=found.variance.clamp_min(0).sqrt() / root_bias(freedom),
         degrees_of_freedom=freedom,
         kind=kind,
         probes=sums.count,
-        explained=explained,
+        explained=found.explained,
     )
 
 
@@ -138,24 +145,55 @@ def root_bias(freedom: Tensor) -> Tensor:
     return torch.where(freedom > 1e4, 1 - 0.25 / freedom, exact)
 
 
-def _magnitude(
-    sums: Moments, direction: Tensor, covariate_variance: Tensor | None, inside: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Variance, degrees of freedom and explained part of the in-phase component."""
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """An estimate of a variance, its own variance, and the part r² that the covariate explains, `(...)` each.
+
+    `carried` is the part that stands on the covariate's variance, and errs as that does; `leant` the deviation that
+    comes of leaning on neighbours, `unlike` how many of its own deviations a gain is from theirs, and `slope` how much
+    of an error of the own gain is in the estimate.
+    """
+
+    variance: Tensor
+    spread: Tensor
+    explained: Tensor
+    carried: Tensor
+    leant: Tensor
+    unlike: Tensor
+    slope: Tensor
+
+    def freedom(self, count: int, covariate_freedom: Tensor | None) -> Tensor:
+        """Degrees of freedom; rounding may leave a spread of next to nothing."""
+        least = 1e-6 * self.variance.square() / count
+        doubt = 0 if covariate_freedom is None else 2 * self.carried.square() / covariate_freedom
+        found = _divide(2 * self.variance.square(), torch.maximum(self.spread + doubt, least))
+        # of nothing at all nothing is known but how often it was looked at
+        return torch.where(self.variance > 0, found, max(count - 1, 1)).clamp_min(1)
+
+
+def _plain(sums: Moments, kind: MapKind, direction: Tensor, *, complex_linear: bool) -> _Estimate:
+    """The mean of squares."""
     count = sums.count
-    a_a = projected(sums.u_u, sums.u_abs, direction)
-    freedom = torch.full_like(a_a, count - 1)
-    if covariate_variance is None:
-        return a_a / count, freedom, torch.zeros_like(a_a)
-    b_b = projected(sums.w_w, sums.w_abs, direction)
-    a_b = projected(sums.u_w, sums.u_wc, direction)
+    if kind == "magnitude" and not complex_linear:
+        variance = projected(sums.u_u, sums.u_abs, direction) / count
+        freedom = torch.full_like(variance, count - 1)
+    else:
+        variance = sums.u_abs / count
+        freedom = 2 * count / (1 + _circularity(sums, complex_linear=complex_linear))
+        variance = variance / 2 if kind == "magnitude" else variance
+    nothing = torch.zeros_like(variance)
+    return _Estimate(variance, 2 * variance.square() / freedom, *[nothing] * 5)
+
+
+def _in_phase(sums: Moments, direction: Tensor, covariate_variance: Tensor, inside: Tensor | None) -> _Estimate:
+    """The component along a phase, with control variate."""
+    count = sums.count
+    a_a, b_b, a_b = _along(sums, direction)
     known = covariate_variance / 2
     explained = _pooled_explained(a_b.square(), a_a * b_b, 1 / count)
-    own = _divide(a_b, b_b)
-    # one real coefficient of `count` real observations; rounding may leave less than nothing of a perfect fit
-    rest = ((a_a - own * a_b) / (count - 1)).clamp_min(0)
+    own, rest = _own_fit(a_a, b_b, a_b, count)
     kind = torch.ones_like(rest, dtype=torch.bool) if inside is None else inside.to(rest.device)
-    gain, doubt = _leaning_gain(own, a_b, b_b, known, rest, kind)
+    gain, doubt, trusted, unlike = _leaning_gain(own, a_b, b_b, known, rest, kind)
     controlled = (gain.square() + doubt) * known + rest
     # what the neighbours are trusted with is itself an estimate from these probes
     trust = 1 + _PROBES_OF_TRUST / count
@@ -163,18 +201,90 @@ def _magnitude(
     # where the covariate explains next to nothing it is not asked
     asked = _shrinkage(explained, count - 2).square()
     plain = a_a / count
+    plain_spread = 2 * plain.square() / (count - 1)
     variance = asked * controlled + (1 - asked) * plain
-    deviation = asked * spread.sqrt() + (1 - asked) * plain * (2 / (count - 1)) ** 0.5
-    least = 1e-6 * variance.square() / count
-    freedom = _divide(2 * variance.square(), torch.maximum(deviation.square(), least)).clamp_min(1)
+    deviation = asked * spread.sqrt() + (1 - asked) * plain_spread.sqrt()
     without = (b_b == 0) | (variance == 0)
-    return torch.where(without, plain, variance), torch.where(without, count - 1, freedom), explained
+    return _Estimate(
+        variance=torch.where(without, plain, variance),
+        spread=torch.where(without, plain_spread, deviation.square()),
+        explained=explained,
+        carried=torch.where(without, 0, asked * gain.square() * known),
+        leant=torch.where(without, 0, 2 * asked * gain * known * ((1 - trusted) * doubt).sqrt()),
+        unlike=unlike,
+        slope=torch.where(without, 0, 2 * asked * gain * known * trusted),
+    )
+
+
+def _both_quadratures(sums: Moments, direction: Tensor, covariate_variance: Tensor, inside: Tensor | None) -> _Estimate:
+    """The complex voxel as the sum of what is in phase and what is not, each with a gain of its own."""
+    parts = [_in_phase(sums, turned, covariate_variance, inside) for turned in (direction, 1j * direction)]
+    variance = parts[0].variance + parts[1].variance
+    # a voxel that is unlike its neighbours in one quadrature may be so in the other
+    kind = torch.ones_like(variance, dtype=torch.bool) if inside is None else inside.to(variance.device)
+    alike = _among(kind, parts[0].unlike * parts[1].unlike, _REGION)
+    usual = _divide(alike, _among(kind, torch.ones_like(variance), _REGION)).clamp(-1, 1)
+    shared = shared_error(sums, direction, (parts[0].slope, parts[1].slope)) + usual * parts[0].leant * parts[1].leant
+    apart = parts[0].spread + parts[1].spread
+    spread = (apart + 2 * shared).clamp(min=LEAST_SHARE * apart)
+    explained = sum(_divide(part.variance, variance) * part.explained for part in parts)
+    assert isinstance(explained, Tensor)
+    carried = parts[0].carried + parts[1].carried
+    nothing = torch.zeros_like(variance)
+    return _Estimate(variance, spread, explained, carried, nothing, nothing, nothing)
+
+
+def shared_error(sums: Moments, direction: Tensor, slopes: tuple[Tensor, Tensor]) -> Tensor:
+    r"""Covariance of the variances of both quadratures, shape `(...)`.
+
+    .. math:: \operatorname{Cov} = \frac{2 E[e_a e_q]^2}{S - 1} + \frac{s_a s_q \, g_{ac} g_{qb}}{S}
+
+    of what the covariate's b and its quadrature c leave of both, and of gains whose errors come of the other
+    quadrature, :math:`e_a = g_{ac} c + \dots`: where a network turns phases, one errs as the other does, with the other
+    sign.
+
+    Parameters
+    ----------
+    sums, direction
+        As of `sigma_map`.
+    slopes
+        :math:`s = \partial \hat\sigma^2 / \partial \hat g` of each.
+    """
+    count = sums.count
+    (a_a, b_b, a_b), (q_q, c_c, q_c) = (_along(sums, turned) for turned in (direction, 1j * direction))
+    gains, rests = zip(_own_fit(a_a, b_b, a_b, count), _own_fit(q_q, c_c, q_c, count), strict=True)
+    # products of one quadrature with the other
+    turn, apart = direction.conj().square(), sums.u_wc.imag / 2
+    a_q, across, b_c = ((turn * one).imag / 2 for one in (sums.u_u, sums.u_w, sums.w_w))
+    q_b, a_c = across + apart, across - apart
+    left = (a_q - gains[0] * q_b - gains[1] * a_c + gains[0] * gains[1] * b_c) / (count - 1)
+    # by chance it is not 0: take that off, and of several voxels, so that little is left of chance
+    both = rests[0] * rests[1]
+    common = neighbourhood_mean(left.square() - both / (count - 1), 5).clamp_min(0)
+    crossed = neighbourhood_mean(_divide(a_c, c_c) * _divide(q_b, b_b), 5)
+    return 2 * torch.minimum(common, both) / (count - 1) + slopes[0] * slopes[1] * crossed / count
+
+
+def _along(sums: Moments, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of a², b² and a b of the components along a phase."""
+    return (
+        projected(sums.u_u, sums.u_abs, direction),
+        projected(sums.w_w, sums.w_abs, direction),
+        projected(sums.u_w, sums.u_wc, direction),
+    )
+
+
+def _own_fit(a_a: Tensor, b_b: Tensor, a_b: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Each voxel's own gain, and the variance of what it leaves."""
+    gain = _divide(a_b, b_b)
+    # one real coefficient of `count` real observations; rounding may leave less than nothing of a perfect fit
+    return gain, ((a_a - gain * a_b) / (count - 1)).clamp_min(0)
 
 
 def _leaning_gain(
     own: Tensor, a_b: Tensor, b_b: Tensor, known: Tensor, rest: Tensor, kind: Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""Gain of each voxel, between its own and its neighbours', and its variance.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Gain of each voxel, between its own and its neighbours', its variance, w, and its distance from theirs by τ.
 
     True gains scatter around those of their 5 × 5 neighbours with a variance τ²; a voxel's own is known to
     :math:`v = E[e^2]/\sum b^2`, the neighbours' to v'. Then the best guess, and its variance, are
@@ -200,54 +310,35 @@ def _leaning_gain(
     # a voxel unlike its neighbours keeps near what it says itself (limited translation, Efron & Morris)
     farthest = _FARTHEST * doubt.sqrt()
     shift = ((1 - share) * (theirs - own)).clamp(-farthest, farthest)
-    return own + shift, share * doubt
+    unlike = torch.where(around > 0, _divide(own - theirs, scatter.sqrt()), 0)
+    return own + shift, share * doubt, share, unlike
 
 
-def _complex(
-    sums: Moments, covariate_variance: Tensor | None, *, complex_linear: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Variance, degrees of freedom and explained part of the complex voxel."""
+def _circular(sums: Moments, covariate_variance: Tensor, *, halved: bool) -> _Estimate:
+    """Of a complex-linear reconstruction: one complex gain, and half of the variance in phase."""
     count = sums.count
-    if complex_linear:
-        circularity = torch.zeros_like(sums.u_abs)
-    else:
-        kappa = _divide(sums.u_u.abs(), sums.u_abs).square()
-        # |κ|² of circular noise averages 1/S: take that off
-        circularity = ((count * kappa - 1) / max(count - 1, 1)).clamp(0, 1)
-    freedom = 2 * count / (1 + circularity)
-    # two complex coefficients of so few probes would cost more than they explain
-    too_few = not complex_linear and count < FEWEST_FOR_COMPLEX
-    if covariate_variance is None or too_few:
-        return sums.u_abs / count, freedom, torch.zeros_like(sums.u_abs)
-    gain, fitted = _regress_complex(sums, complex_linear=complex_linear)
-    parameters = 1 if complex_linear else 2
-    explained = _pooled_explained(fitted, sums.u_abs, parameters / count)
-    factor = _shrinkage(explained, (count - parameters - 1) / parameters)
-    variance = sums.u_abs / count + factor.square() * (gain * covariate_variance - fitted / count)
-    return variance, freedom / (1 - (explained * factor).square()).clamp_min(1e-6) - 1, explained
+    gain = _divide(sums.u_wc, sums.w_abs)
+    fitted = (gain.conj() * sums.u_wc).real
+    explained = _pooled_explained(fitted, sums.u_abs, 1 / count)
+    factor = _shrinkage(explained, count - 2)
+    plain = sums.u_abs / count
+    carried = factor.square() * gain.abs().square() * covariate_variance
+    variance = (plain + carried - factor.square() * fitted / count).clamp_min(0)
+    freedom = 2 * count / (1 - (explained * factor).square()).clamp_min(1e-6) - 1
+    part = 2 if halved else 1
+    nothing = torch.zeros_like(variance)
+    return _Estimate(
+        variance / part, 2 * (variance / part).square() / freedom, explained, carried / part, *[nothing] * 3
+    )
 
 
-def _regress_complex(sums: Moments, *, complex_linear: bool) -> tuple[Tensor, Tensor]:
-    r"""Least squares of u on w, or on (w, w*): :math:`|\alpha|^2 + |\beta|^2` and the fitted energy."""
+def _circularity(sums: Moments, *, complex_linear: bool) -> Tensor:
+    r""":math:`|\kappa|^2`, the circularity quotient of the noise."""
     if complex_linear:
-        gain = _divide(sums.u_wc, sums.w_abs)
-        return gain.abs().square(), (gain.conj() * sums.u_wc).real
-    # normal equations: [[Σ|w|², Σw*²], [Σw², Σ|w|²]] (α, β) = (Σ w* u, Σ w u)
-    determinant = sums.w_abs.square() - sums.w_w.abs().square()
-    # a voxel whose covariate lies on one line (or vanishes) has no second coefficient to give
-    regular = determinant > 1e-9 * sums.w_abs.square()
-    alpha = torch.where(
-        regular,
-        _divide(sums.w_abs * sums.u_wc - sums.w_w.conj() * sums.u_w, determinant),
-        _divide(sums.u_wc, sums.w_abs),
-    )
-    beta = torch.where(
-        regular,
-        _divide(sums.w_abs * sums.u_w - sums.w_w * sums.u_wc, determinant),
-        torch.zeros_like(alpha),
-    )
-    fitted = (alpha.conj() * sums.u_wc + beta.conj() * sums.u_w).real
-    return alpha.abs().square() + beta.abs().square(), fitted.clamp_min(0)
+        return torch.zeros_like(sums.u_abs)
+    kappa = _divide(sums.u_u.abs(), sums.u_abs).square()
+    # |κ|² of circular noise averages 1/S: take that off
+    return ((sums.count * kappa - 1) / max(sums.count - 1, 1)).clamp(0, 1)
 
 
 def _pooled_explained(explained: Tensor, total: Tensor, chance: float) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,17 @@ from voxelsigma.noise.moments import Moments, accumulate, moments
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.response import Response, fit_response
 from voxelsigma.noise.sigma import MapKind, SigmaMap, sigma_map
+from voxelsigma.noise.surrogate import (
+    CHEAP_PER_PROBE,
+    FIRST_CHEAP,
+    SimulatedVariance,
+    Surrogate,
+    adapted,
+)
 from voxelsigma.noise.voxels import object_mask, phase_factor
+
+_CHEAP = -1
+"""Last counter of probes that are pushed through a surrogate alone; those of images are 0 and more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +43,18 @@ class Covariate:
         first block of probes. None where it is not known: w itself is the covariate.
     correlation
         p of `coil_correlation`; None where it is not known.
+    again
+        From probes and their w to :math:`w' = A^H A w`, `(probes, y, x)`; None where nobody says.
+    learned
+        A surrogate of the reconstruction, of w and w', for the filter of w alone; None for none.
     """
 
     push: Callable[[Tensor], Tensor]
     variance: Tensor
     filtered_variance: Callable[[Response], Tensor] | None = None
     correlation: Tensor | None = None
+    again: Callable[[Tensor, Tensor], Tensor] | None = None
+    learned: Surrogate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +99,8 @@ class Sketch:
         Phase factor of the reconstructed voxels, shape `(y, x)`, complex.
     covariate_variance
         Of the control variate, shape `(y, x)`; None for the plain mean.
+    covariate_freedom
+        Degrees of freedom of that variance, shape `(y, x)`; None where it is known exactly.
     complex_linear
         Whether the reconstruction is complex-linear.
     inside
@@ -94,6 +112,7 @@ class Sketch:
     covariate_variance: Tensor | None
     complex_linear: bool
     inside: Tensor
+    covariate_freedom: Tensor | None = None
 
     def map(self, kind: MapKind = "magnitude") -> SigmaMap:
         """Estimate the σ map of one kind."""
@@ -102,6 +121,7 @@ class Sketch:
             kind,
             direction=self.direction,
             covariate_variance=self.covariate_variance,
+            covariate_freedom=self.covariate_freedom,
             complex_linear=self.complex_linear,
             inside=self.inside,
         )
@@ -152,7 +172,7 @@ def sketch(
     blocks_per_step = max(1, size // BLOCK_SIZE)
     direction = phase_factor(linearization.value)
     seen = object_mask(linearization.value)
-    control = None if covariate is None else _Control(covariate, linearization.value, direction)
+    control = None if covariate is None else _Control(covariate, probes, linearization.value, direction)
     state: Sketch | None = None
     heap = FlatHeap(linearization.value.device)
     start, block, done = clock(), 0, 0
@@ -169,6 +189,7 @@ def sketch(
             sums=moments(pushed, images) if state is None else accumulate(state.sums, pushed, images),
             direction=direction,
             covariate_variance=None if control is None else control.variance,
+            covariate_freedom=None if control is None else control.freedom,
             complex_linear=linearization.complex_linear,
             inside=seen,
         )
@@ -196,27 +217,53 @@ def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
 
 
 class _Control:
-    """The covariate of every batch, through the filter that the first block of probes teaches."""
+    """The covariate of every batch, through what the first block of probes teaches: a filter, or a surrogate."""
 
-    def __init__(self, covariate: Covariate, image: Tensor, direction: Tensor) -> None:
+    def __init__(self, covariate: Covariate, probes: ProbeSource, image: Tensor, direction: Tensor) -> None:
         self.variance = covariate.variance
+        self.freedom: Tensor | None = None
         self._covariate = covariate
+        self._probes = probes
         self._image = image
         self._direction = direction
         self._response: Response | None = None
-        self._begun = False
+        self._surrogate: Surrogate | None = None
+        self._simulated: SimulatedVariance | None = None
+        self._seen = 0
 
     def __call__(self, batch: Tensor, pushed: Tensor, size: int) -> Tensor:
         """Covariate images of a batch of probes."""
         images = _joined([self._covariate.push(part) for part in batch.split(size)])
-        if not self._begun:
-            self._begun = True
-            self._learn(pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
-        return images if self._response is None else self._response(images)
+        if not self._seen:
+            self._learn(batch[:BLOCK_SIZE], pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
+        self._seen += len(batch)
+        again = self._covariate.again
+        if self._surrogate is None or self._simulated is None or again is None:
+            return images if self._response is None else self._response(images)
+        self._simulated.until(FIRST_CHEAP + CHEAP_PER_PROBE * self._seen)
+        self.variance, self.freedom = self._simulated.estimate()
+        parts = zip(batch.split(size), images.split(size), strict=True)
+        return _joined([self._surrogate(one, again(probes, one)) for probes, one in parts])
 
-    def _learn(self, pushed: Tensor, images: Tensor) -> None:
+    def _learn(self, batch: Tensor, pushed: Tensor, images: Tensor) -> None:
         if self._covariate.filtered_variance is None or len(pushed) < BLOCK_SIZE:
             return
         self._response = fit_response(pushed, images, self._image, self._direction)
-        if self._response is not None:
-            self.variance = self._covariate.filtered_variance(self._response)
+        if self._response is None:
+            return
+        self.variance = self._covariate.filtered_variance(self._response)
+        learned, again = self._covariate.learned, self._covariate.again
+        if learned is not None and again is not None:
+            second = again(batch, images)
+            self._surrogate = adapted(learned, pushed, images, second, self._image, self._direction)
+            self._simulated = SimulatedVariance(draw=self._drawn, known=self.variance)
+
+    def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
+        """A block of cheap probes: through the surrogate, and through the filter whose variance is known."""
+        assert self._surrogate is not None
+        assert self._response is not None
+        assert self._covariate.again is not None
+        # of no other use of the same source
+        batch = replace(self._probes, counters=(*self._probes.counters, _CHEAP)).block(number)
+        images = self._covariate.push(batch)
+        return self._surrogate(images, self._covariate.again(batch, images)), self._response(images)

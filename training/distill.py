@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,17 +12,19 @@ import torch
 from lightning_fabric import Fabric
 
 import voxelsigma
-from voxelsigma.formats.atomic import unwritable, whole_file, write_whole
 from voxelsigma.models.cards import PREDICTOR_SUFFIX, ModelCard, load_card, load_model
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import FEATURES, SigmaPredictor
 from voxelsigma.models.predictor_file import MOST_CHANNELS, MOST_LEVELS, model_identity
-from voxelsigma.training.card import record_predictor, save_predictor
+from voxelsigma.models.surrogate_net import SurrogateNet
+from voxelsigma.training.card import save_predictor
 from voxelsigma.training.checks import check_choice, check_number, check_whole
 from voxelsigma.training.config import DataSettings, FitSettings
+from voxelsigma.training.distill_files import claim, destination, record
 from voxelsigma.training.example import Example
 from voxelsigma.training.fit import fit, make_fabric
 from voxelsigma.training.held_out import HELD_OUT
+from voxelsigma.training.responses import ResponseTarget, measure_response, response_drawer, response_loss
 from voxelsigma.training.sampling import ExampleSettings, check_drawable
 from voxelsigma.training.sources import Source, open_source
 from voxelsigma.training.target_files import target_files
@@ -44,6 +44,8 @@ FIRST_PROBES: Final = (8, 8, 16, 32)
 
 _CALIBRATION_FIRST: Final = 2**20
 _SNR: Final = (5.0, 50.0)
+_CLIPS: Final = (1.0, 0.3)
+"""Largest gradient, of the predictor and of its surrogate."""
 _MANY_SHARE: Final = 0.04
 _PRECISIONS: Final = ("32-true", "bf16-mixed", "64-true")
 
@@ -66,6 +68,8 @@ class DistillSettings:
         Side of a crop, or that of the smallest scan.
     channels, levels
         Of the `SigmaPredictor`.
+    surrogate_scans, surrogate_steps, surrogate_learning_rate, surrogate_crop, surrogate_channels, surrogate_levels
+        The same of its `SurrogateNet`, which is made first, from a block of probes a scan.
     precision
         `32-true`, `bf16-mixed` or `64-true`.
     checkpoint_every, log_every
@@ -74,38 +78,50 @@ class DistillSettings:
         Of scans, probes, weights and crops.
     """
 
-    scans: int = 800
+    scans: int = 400
     probes: int = 8
     calibration_scans: int = 40
     matrix: tuple[int, int] = (80, 128)
-    steps: int = 4000
+    steps: int = 1500
     batch: int = 4
     learning_rate: float = 2e-3
     crop: int = 80
     channels: int = 24
     levels: int = 3
+    surrogate_scans: int = 800
+    surrogate_steps: int = 12000
+    surrogate_learning_rate: float = 1.5e-3
+    surrogate_crop: int = 48
+    surrogate_channels: int = 32
+    surrogate_levels: int = 3
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "bf16-mixed"
     checkpoint_every: int = 200
     log_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("scans", "calibration_scans", "steps", "batch", "channels", "levels", "checkpoint_every"):
+        for name in ("calibration_scans", "batch", "checkpoint_every", "log_every"):
             check_whole("distill", name, getattr(self, name), 1)
-        for name, least in (("probes", 2), ("crop", 16), ("log_every", 1), ("seed", 0)):
+        for part in ("", "surrogate_"):
+            for name in ("scans", "steps", "channels", "levels"):
+                check_whole("distill", part + name, getattr(self, part + name), 1)
+            check_whole("distill", f"{part}crop", getattr(self, f"{part}crop"), 16)
+            for name, most in (("scans", _CALIBRATION_FIRST), ("channels", MOST_CHANNELS), ("levels", MOST_LEVELS)):
+                check_number("distill", part + name, getattr(self, part + name), 1, most)
+            check_number("distill", f"{part}learning_rate", getattr(self, f"{part}learning_rate"), 1e-8, 1)
+        for name, least in (("probes", 2), ("seed", 0)):
             check_whole("distill", name, getattr(self, name), least)
-        for name, most in (("scans", _CALIBRATION_FIRST), ("channels", MOST_CHANNELS), ("levels", MOST_LEVELS)):
-            check_number("distill", name, getattr(self, name), 1, most)
-        check_number("distill", "learning_rate", self.learning_rate, 1e-8, 1)
         check_choice("distill", "precision", self.precision, _PRECISIONS)
 
-    def fit_settings(self) -> FitSettings:
-        """What the training loop is told."""
+    def fit_settings(self, *, surrogate: bool = False) -> FitSettings:
+        """What the training loop of either network is told."""
+        steps = self.surrogate_steps if surrogate else self.steps
         return FitSettings(
-            steps=self.steps,
+            steps=steps,
             batch=self.batch,
-            learning_rate=self.learning_rate,
-            warm_up=min(100, self.steps // 10),
+            learning_rate=self.surrogate_learning_rate if surrogate else self.learning_rate,
+            warm_up=min(100, steps // 10),
+            clip=_CLIPS[surrogate],
             precision=self.precision,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
@@ -160,7 +176,7 @@ def distill(
         raise ValueError(f"{model.path}: 'sense' is linear: its σ needs no predictor; name the card of a network")
     network = load_model(model, torch.device("cpu"))
     assert isinstance(network, Network)
-    target = _destination(model, out)
+    target = destination(model, out)
     examples = example_settings(model, chosen.matrix)
     source = open_source(data.kind, Path(data.folder), exclude=data.exclude)
     if data.kind == "volumes":
@@ -170,18 +186,20 @@ def distill(
     folder = target.parent / f"{target.stem}.distill"
     run = _Run(model, source, examples, chosen, folder, tell)
     described = run.described(data.kind)
-    _claim(folder, described)
+    claim(folder, described)
     fabric = make_fabric(chosen.fit_settings(), folder, accelerator=accelerator)
     fabric.launch()
     network = load_model(model, fabric.device)
     assert isinstance(network, Network)
-    scans, checks = run.measured(network, fabric.device)
-    predictor = run.trained(scans, fabric, described)
+    predictor = run.begun()
+    run.surrogate_trained(predictor.surrogate, network, fabric, described)
+    scans, checks = run.measured(network, predictor.surrogate, fabric.device)
+    run.trained(predictor, scans, fabric, described)
     factors = calibrate(predictor, [ScanTarget.load(path) for path in checks])
     tell("calibrated: " + ", ".join(f"{kind} freedom x {factor:.2f}" for kind, factor in factors.items()))
     file = target.with_name(f"{target.stem}{PREDICTOR_SUFFIX}")
     digest = save_predictor(file, predictor, model)
-    _record(model, target, file.name, digest)
+    record(model, target, file.name, digest)
     return target
 
 
@@ -218,8 +236,15 @@ class _Run:
 
     def described(self, kind: str) -> dict[str, Any]:
         """What the measured scans depend on, but for their number."""
+        # what the surrogate begins from, and is taught by; its rate may change where a run diverged
+        own = ("batch", "precision", "channels", "levels")
         content = {
             "model": model_identity(self.card),
+            "surrogate": {
+                key: value
+                for key, value in asdict(self.settings).items()
+                if key in own or (key.startswith("surrogate_") and key != "surrogate_learning_rate")
+            },
             "seed": self.settings.seed,
             "probes": [*FIRST_PROBES, self.settings.probes],
             "features": FEATURES,
@@ -229,37 +254,90 @@ class _Run:
         }
         return json.loads(json.dumps(content))
 
-    def measured(self, network: Network, device: torch.device) -> tuple[list[Path], list[Path]]:
-        """Files of the scans to learn from and of those to calibrate with, the missing ones measured."""
-        settings, probes, seed = self.settings, self.settings.probes, self.settings.seed
+    def begun(self) -> SigmaPredictor:
+        """The predictor before training."""
+        chosen = self.settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(chosen.seed)
+            return SigmaPredictor(
+                channels=chosen.channels,
+                levels=chosen.levels,
+                surrogate_channels=chosen.surrogate_channels,
+                surrogate_levels=chosen.surrogate_levels,
+            )
 
-        def scan(number: int) -> Example:
-            batches = self.source.batches(self.examples, batch=1, seed=seed, start=number)
-            one = next(batches).to(device)
-            return Example(one.kspace[0], one.sensitivities[0], one.mask[0], None)
+    def scan(self, number: int, device: torch.device) -> Example:
+        """The scan of a number, without a batch axis."""
+        one = next(self.source.batches(self.examples, batch=1, seed=self.settings.seed, start=number)).to(device)
+        return Example(one.kspace[0], one.sensitivities[0], one.mask[0], None)
+
+    def surrogate_trained(
+        self, surrogate: SurrogateNet, network: Network, fabric: Fabric, described: dict[str, Any]
+    ) -> None:
+        """Train what makes the control variate."""
+        settings = self.settings
+
+        def measured(number: int) -> ResponseTarget:
+            return measure_response(network, self.scan(number, fabric.device), seed=settings.seed, number=number)
+
+        scans = target_files(
+            self.folder / "responses",
+            settings.surrogate_scans,
+            make=measured,
+            load=ResponseTarget.load,
+            tell=self.tell,
+        )
+        crop = _crop_of([ResponseTarget.load(path).shape for path in scans], settings.surrogate_crop)
+        folder = self.folder / "surrogate"
+        folder.mkdir(exist_ok=True)
+        fit(
+            surrogate,
+            response_loss,
+            response_drawer(scans, crop, batch=settings.batch, seed=settings.seed),
+            settings.fit_settings(surrogate=True),
+            folder=folder,
+            fabric=fabric,
+            fingerprint=_hash(described),
+            report=lambda line: self.tell(f"surrogate: {line}"),
+        )
+        surrogate.to(fabric.device, torch.float32).eval().requires_grad_(False)
+
+    def measured(
+        self, network: Network, surrogate: SurrogateNet, device: torch.device
+    ) -> tuple[list[Path], list[Path]]:
+        """Files of the scans to learn from and of those to calibrate with, the missing ones measured."""
+        settings, seed = self.settings, self.settings.seed
 
         def measured(number: int) -> ScanTarget:
             first = FIRST_PROBES[int(np.random.default_rng([seed, number, 3]).integers(len(FIRST_PROBES)))]
-            return measure(network, scan(number), first=first, probes=probes, seed=seed, number=number)
+            return measure(
+                network,
+                self.scan(number, device),
+                first=first,
+                probes=settings.probes,
+                seed=seed,
+                number=number,
+                surrogate=surrogate,
+            )
 
         def checked(number: int) -> ScanTarget:
             return measured(_CALIBRATION_FIRST + number)
 
-        scans = target_files(self.folder / "scans", settings.scans, make=measured, tell=self.tell)
-        checks = target_files(self.folder / "calibration", settings.calibration_scans, make=checked, tell=self.tell)
+        scans, checks = (
+            target_files(self.folder / name, count, make=make, load=ScanTarget.load, tell=self.tell)
+            for name, count, make in (
+                ("scans", settings.scans, measured),
+                ("calibration", settings.calibration_scans, checked),
+            )
+        )
         return scans, checks
 
-    def trained(self, scans: Sequence[Path], fabric: Fabric, described: dict[str, Any]) -> SigmaPredictor:
-        """The predictor, fitted to the scans."""
+    def trained(
+        self, predictor: SigmaPredictor, scans: Sequence[Path], fabric: Fabric, described: dict[str, Any]
+    ) -> None:
+        """Fit the predictor to the scans; its surrogate stays."""
         settings = self.settings
-        shapes = [ScanTarget.load(path).shape for path in scans]
-        crop = min(settings.crop, *(y for y, _ in shapes)), min(settings.crop, *(x for _, x in shapes))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            predictor = SigmaPredictor(channels=settings.channels, levels=settings.levels)
-        # rate and clipping may change where a run diverged, how often something is saved or told at any time
-        free = ("learning_rate", "checkpoint_every", "log_every", "calibration_scans")
-        content = [described, {key: value for key, value in asdict(settings).items() if key not in free}]
+        crop = _crop_of([ScanTarget.load(path).shape for path in scans], settings.crop)
         fit(
             predictor,
             prediction_loss,
@@ -267,54 +345,23 @@ class _Run:
             settings.fit_settings(),
             folder=self.folder,
             fabric=fabric,
-            fingerprint=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+            fingerprint=self._fingerprint(described),
             report=self.tell,
         )
         # as it will be read again
-        return predictor.to("cpu", torch.float32).eval()
+        predictor.to("cpu", torch.float32).eval()
+
+    def _fingerprint(self, described: dict[str, Any]) -> str:
+        """Of everything that the result depends on."""
+        # rates may change where a run diverged, how often something is saved or told at any time
+        free = ("learning_rate", "surrogate_learning_rate", "checkpoint_every", "log_every", "calibration_scans")
+        return _hash([described, {key: value for key, value in asdict(self.settings).items() if key not in free}])
 
 
-def _destination(card: ModelCard, out: Path | None) -> Path:
-    """The card that will name the predictor, in a folder that can be written."""
-    folder = card.path.parent if out is None else out
-    # the folder itself is made when there is something to be put into it
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise OSError(f"{folder}: cannot be written, and the predictor lies beside its card; name a folder with --out")
-    target = folder / card.path.name
-    if target.exists() and model_identity(load_card(str(target))) != model_identity(card):
-        raise ValueError(f"{target}: is the card of another network than {card.path}; choose another folder")
-    copied = None if card.weights is None else folder / card.weights.name
-    if copied is not None and copied.exists() and hashlib.sha256(copied.read_bytes()).hexdigest() != card.sha256:
-        raise ValueError(f"{copied}: are other weights than those of {card.path}; choose another folder")
-    return target
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _claim(folder: Path, described: dict[str, Any]) -> None:
-    """Make the folder of a run, or see that it is of this one."""
-    note = folder / "run.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    if not note.exists():
-        write_whole(note, json.dumps(described, indent=1).encode())
-        return
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-        differing = [key for key in described if found.get(key) != described[key]]
-    except (ValueError, AttributeError):
-        raise ValueError(f"{note}: not the note of a run; delete the folder {folder}") from None
-    if differing:
-        raise ValueError(
-            f"{folder}: holds another run (differing in {', '.join(differing)}); delete it, or choose another folder "
-            "with --out"
-        )
-
-
-def _record(card: ModelCard, target: Path, name: str, digest: str) -> None:
-    """Name the predictor on the card, or on its copy, whose weights go with it."""
-    if card.weights is not None and not (copied := target.parent / card.weights.name).exists():
-        with whole_file(copied) as partial:
-            shutil.copyfile(card.weights, partial)
-    record_predictor(target if target.exists() else card.path, name, digest, into=target)
+def _crop_of(shapes: Sequence[tuple[int, int]], side: int) -> tuple[int, int]:
+    """The crop, or as much of it as the smallest scan has."""
+    return min(side, *(y for y, _ in shapes)), min(side, *(x for _, x in shapes))

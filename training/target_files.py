@@ -3,18 +3,25 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
-
-from voxelsigma.training.targets import ScanTarget
+from typing import Final, Protocol
 
 _TELL_EVERY: Final = 20
+
+
+class Target(Protocol):
+    """A measured scan."""
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        ...
 
 
 def target_files(
     folder: Path,
     count: int,
     *,
-    make: Callable[[int], ScanTarget],
+    make: Callable[[int], Target],
+    load: Callable[[Path], Target],
     tell: Callable[[str], None],
 ) -> list[Path]:
     """Files `00000.npz` and so on of a folder, the missing and the damaged ones made.
@@ -25,8 +32,8 @@ def target_files(
         Made if it is not there; the folder around it must be.
     count
         How many.
-    make
-        The scan of a number, always the same one.
+    make, load
+        The scan of a number, always the same one; that of a file, `ValueError` if it is damaged.
     tell
         Called with lines of text: what is damaged, how far it is, and the time to go.
 
@@ -39,7 +46,7 @@ def target_files(
     """
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{number:05d}.npz" for number in range(count)]
-    missing = [number for number, path in enumerate(paths) if not _whole(path, tell)]
+    missing = [number for number, path in enumerate(paths) if not _whole(path, load, tell)]
     there = count - len(missing)
     if missing and there:
         tell(f"{folder.name}: {there} of {count} are there")
@@ -57,11 +64,11 @@ def target_files(
     return paths
 
 
-def _whole(path: Path, tell: Callable[[str], None]) -> bool:
+def _whole(path: Path, load: Callable[[Path], Target], tell: Callable[[str], None]) -> bool:
     if not path.exists():
         return False
     try:
-        ScanTarget.load(path)
+        load(path)
     except ValueError as error:
         tell(f"measured again: {error}")
         return False

@@ -1,20 +1,17 @@
 """What a predictor is taught: from a few probes pushed through a reconstruction, what others say, scan by scan."""
 
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
+from numpy.typing import NDArray
 
-from voxelsigma.formats.atomic import unwritable, whole_file
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import FEATURES, KINDS, plane_features, probe_features
+from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.models.surrogate_net import SurrogateNet
 from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.moments import projected
 from voxelsigma.noise.probes import ProbeSource
@@ -22,11 +19,11 @@ from voxelsigma.noise.sigma import sigma_map
 from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
 from voxelsigma.training.compare import plane_of
 from voxelsigma.training.example import Example
+from voxelsigma.training.stored import Layout, load_arrays, save_arrays, stored
 
 Plane = NDArray[np.float32]
 
-_STORED: Final[Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
-    # type, and axes before (y, x); None for a number
+_LAYOUT: Final[Layout] = {
     "features": ("float16", (FEATURES,)),
     "measured": ("float32", (len(KINDS),)),
     "freedom": ("float32", (len(KINDS),)),
@@ -36,7 +33,6 @@ _STORED: Final[Mapping[str, tuple[str, tuple[int, ...] | None]]] = {
     "probes": ("int64", None),
     "real": ("bool", None),
 }
-_DAMAGES = (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +74,7 @@ class ScanTarget:
 
     def save(self, path: Path) -> None:
         """Write it as `.npz`, whole or not at all."""
-        _save(path, self)
+        save_arrays(path, self)
 
     @classmethod
     def load(cls, path: Path) -> "ScanTarget":
@@ -89,11 +85,20 @@ class ScanTarget:
         ValueError
             If the file is missing or damaged, with its name.
         """
-        return cls(**_load(path, [one.name for one in fields(cls)]))
+        return cls(**load_arrays(path, _LAYOUT))
 
 
 @torch.no_grad()
-def measure(network: Network, scan: Example, *, first: int, probes: int, seed: int, number: int = 0) -> ScanTarget:
+def measure(
+    network: Network,
+    scan: Example,
+    *,
+    first: int,
+    probes: int,
+    seed: int,
+    number: int = 0,
+    surrogate: SurrogateNet | None = None,
+) -> ScanTarget:
     """Sketch one scan twice: as a pipeline begins, for the features, and again, for what is to be predicted.
 
     Parameters
@@ -106,6 +111,8 @@ def measure(network: Network, scan: Example, *, first: int, probes: int, seed: i
         Of the two sketches, at least 2 each.
     seed, number
         Seed of the run and number of the scan in it: the probes follow from both.
+    surrogate
+        What makes the control variate of the first sketch, None for none.
 
     Raises
     ------
@@ -117,29 +124,24 @@ def measure(network: Network, scan: Example, *, first: int, probes: int, seed: i
     real = not linearization.value.is_complex()
     covariate = plane.covariate(scan.kspace if real else None)
 
+    of_scan = plane_features(plane, scan.kspace, linearization.value, covariate)
+    learned = covariate if surrogate is None else replace(covariate, learned=surrogate.surrogate(of_scan))
+
     def sketched(place: int, count: int, known: Covariate | None) -> Sketch:
-        source = ProbeSource(
-            variance=plane.variance,
-            coils=len(scan.kspace),
-            seed=seed,
-            counters=(number, place),
-            device=scan.kspace.device,
-            dtype=scan.kspace.dtype,
-        )
+        source = probes_of(plane, scan, seed=seed, counters=(number, place))
         return sketch(linearization, source, Stopping(probes=count), covariate=known)
 
-    of_scan = plane_features(plane, scan.kspace, linearization.value, covariate)
-    of_probes = probe_features(sketched(1, first, covariate), covariate.variance, real=real)
+    of_probes = probe_features(sketched(1, first, learned), covariate.variance, real=real)
     found = sketched(2, probes, None)
     sums = found.sums
     energies = torch.stack([projected(sums.u_u, sums.u_abs, found.direction), sums.u_abs])
     in_phase = torch.full_like(sums.u_abs, sums.count)
     plain = sigma_map(sums, "complex", direction=found.direction)
     return ScanTarget(
-        features=_stored(torch.cat([of_scan, of_probes.to(of_scan.device)]), np.float16),
-        measured=_stored(energies.clamp_min(0) / sums.count),
-        freedom=_stored(torch.stack([in_phase, plain.degrees_of_freedom])),
-        zero_filled=_stored(covariate.variance),
+        features=stored(torch.cat([of_scan, of_probes.to(of_scan.device)]), np.float16),
+        measured=stored(energies.clamp_min(0) / sums.count),
+        freedom=stored(torch.stack([in_phase, plain.degrees_of_freedom])),
+        zero_filled=stored(covariate.variance),
         inside=found.inside.cpu().numpy(),
         first=first,
         probes=sums.count,
@@ -147,36 +149,13 @@ def measure(network: Network, scan: Example, *, first: int, probes: int, seed: i
     )
 
 
-def _stored(values: Tensor, kind: DTypeLike = np.float32) -> NDArray[Any]:
-    """Values as they are stored."""
-    stored = values.cpu().numpy().astype(kind)
-    if not np.isfinite(stored).all():
-        raise ValueError("the scan's features or σ are not finite, or too large to be stored")
-    return stored
-
-
-def _save(path: Path, target: ScanTarget) -> None:
-    with whole_file(path) as partial:
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **{one.name: getattr(target, one.name) for one in fields(target)})
-        except OSError as error:
-            raise unwritable(path, error) from error
-
-
-def _load(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The fields of a target, checked."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            found = {name: file[name] for name in names}
-        plane = found["inside"].shape
-        for name, values in found.items():
-            kind, leading = _STORED[name]
-            wanted = () if leading is None else (*leading, *plane)
-            if values.dtype != kind or values.shape != wanted or not np.isfinite(values).all():
-                raise ValueError(f"{name!r} is {values.dtype} of shape {values.shape}, or not finite")
-        if len(plane) != 2:
-            raise ValueError(f"the matrix is {plane}")
-    except _DAMAGES as error:
-        raise ValueError(f"{path}: damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
-    return {name: values if values.ndim else values.item() for name, values in found.items()}
+def probes_of(plane: PlaneProblem, scan: Example, *, seed: int, counters: tuple[int, int]) -> ProbeSource:
+    """Probes of a scan; what they are for is the last counter."""
+    return ProbeSource(
+        variance=plane.variance,
+        coils=len(scan.kspace),
+        seed=seed,
+        counters=counters,
+        device=scan.kspace.device,
+        dtype=scan.kspace.dtype,
+    )

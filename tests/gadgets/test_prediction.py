@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ import voxelsigma.pipelines
 from voxelsigma.formats.image_file import Series, read_series
 from voxelsigma.formats.raw_writer import write_raw
 from voxelsigma.formats.simulate import Simulation, simulate
+from voxelsigma.gadgets import estimation
+from voxelsigma.gadgets.planes import Plane
+from voxelsigma.gadgets.prediction import prediction, predictor_of
 from voxelsigma.hosts.replay import replay
 from voxelsigma.models.cards import load_card
 from voxelsigma.models.predictor import FEATURES, KINDS, PARTS, SigmaPredictor
 from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.sigma import MapKind
+from voxelsigma.noise.sketch import Covariate
 from voxelsigma.training.card import record_predictor, save_predictor, write_card
 from voxelsigma.training.start import start_network
 
@@ -34,6 +39,7 @@ WORTH = 1e6
 WARNING = "no prediction of sigma maps, the sketch runs alone"
 
 Patch = Callable[..., list[Tensor]]
+Alone = Callable[[int], dict[int, Series]]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +78,29 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def alone(scan: Path, card: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """What a sketch of so many probes gives with the predictor's surrogate, of which nothing is predicted."""
+    folder, own = tmp_path_factory.mktemp("alone"), estimation.Estimator._covariate
+    predictor = predictor_of(load_card(str(card)), torch.device("cpu"))
+    assert predictor is not None
+
+    def taught(self: estimation.Estimator, plane: Plane, image: Tensor) -> Covariate:
+        covariate = own(self, plane, image)
+        assert covariate is not None
+        return prediction(predictor, plane, image, covariate)[1]
+
+    @cache
+    def made(probes: int) -> dict[int, Series]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimation.Estimator, "_covariate", taught)
+            return run(scan, pipeline(card, folder, prior="off", probes=str(probes)), folder / f"{probes}.h5")
+
+    return made
+
+
+@pytest.fixture(scope="module")
 def plain(scan: Path, card: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Series]:
-    """What the sketch alone gives."""
+    """What the sketch gives without a predictor and its surrogate."""
     folder = tmp_path_factory.mktemp("plain")
     return run(scan, pipeline(card, folder, prior="off"), folder / "out.h5")
 
@@ -106,7 +133,7 @@ def add_predictor(path: Path, of: Path) -> None:
     """Give a card a predictor that was made for the network of a card, its own or another."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        predictor = SigmaPredictor(channels=4, levels=2)
+        predictor = SigmaPredictor(channels=4, levels=2, surrogate_channels=4, surrogate_levels=2)
     file = path.with_name("mine.sigma.safetensors")
     record_predictor(path, file.name, save_predictor(file, predictor, load_card(str(of))))
 
@@ -133,8 +160,7 @@ def meta_of(series: dict[int, Series]) -> dict[str, Any]:
 
 
 def map_of(series: dict[int, Series], index: int = STD_MAP) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = series[index].data[0, 0, 0]
-    return found
+    return np.asarray(series[index].data[0, 0, 0])
 
 
 def check_same_maps(one: dict[int, Series], other: dict[int, Series]) -> None:
@@ -190,16 +216,17 @@ def test_a_prediction_that_passes_is_enough_with_eight_probes(
         assert np.median(ratio) == pytest.approx(1, abs=0.1)
 
 
-def test_voxels_that_no_coil_sees_are_the_sketches(scan: Path, card: Path, tmp_path: Path, predicts: Patch) -> None:
+def test_voxels_that_no_coil_sees_are_the_sketches(
+    scan: Path, card: Path, tmp_path: Path, predicts: Patch, alone: Alone
+) -> None:
     predicts()
     series = run(scan, pipeline(card, tmp_path), tmp_path / "out.h5")
-    alone = run(scan, pipeline(card, tmp_path, prior="off", probes="8"), tmp_path / "alone.h5")
-    own = map_of(series, FREEDOM) == map_of(alone, FREEDOM)
-    unseen = map_of(alone) == 0
+    own = map_of(series, FREEDOM) == map_of(alone(8), FREEDOM)
+    unseen = map_of(alone(8)) == 0
     # the maps of the coils end where the object does
     assert 0.05 < unseen.mean() <= own.mean() < 0.9
     for index in (STD_MAP, FREEDOM):
-        np.testing.assert_array_equal(map_of(series, index)[own], map_of(alone, index)[own])
+        np.testing.assert_array_equal(map_of(series, index)[own], map_of(alone(8), index)[own])
     for index in (STD_MAP, SIGMA_COMPLEX):
         assert not map_of(series, index)[unseen].any()
 
@@ -215,13 +242,7 @@ def test_voxels_that_no_coil_sees_are_the_sketches(scan: Path, card: Path, tmp_p
     ],
 )
 def test_it_is_asked_as_often_as_it_can_be(
-    scan: Path,
-    card: Path,
-    tmp_path: Path,
-    predicts: Patch,
-    properties: dict[str, str],
-    probes: int,
-    asked: list[int],
+    scan: Path, card: Path, tmp_path: Path, predicts: Patch, properties: dict[str, str], probes: int, asked: list[int]
 ) -> None:
     seen = predicts()
     meta = meta_of(run(scan, pipeline(card, tmp_path, **properties), tmp_path / "out.h5"))
@@ -257,8 +278,8 @@ def test_a_real_image_has_a_predicted_map_too(scan: Path, tmp_path: Path, predic
 
 
 @pytest.mark.parametrize(("factor", "off"), [(4.0, 50), (0.25, 50)])
-def test_a_wrong_prediction_leaves_the_plain_sketch(
-    scan: Path, card: Path, plain: dict[int, Series], tmp_path: Path, predicts: Patch, factor: float, off: int
+def test_a_wrong_prediction_leaves_the_sketch(
+    scan: Path, card: Path, alone: Alone, tmp_path: Path, predicts: Patch, factor: float, off: int
 ) -> None:
     asked = predicts(factor)
     series = run(scan, pipeline(card, tmp_path), tmp_path / "out.h5")
@@ -267,19 +288,29 @@ def test_a_wrong_prediction_leaves_the_plain_sketch(
     assert told is not None
     assert off < int(told[1]) < 120
     assert len(asked) == 1
-    check_same_maps(series, plain)
+    check_same_maps(series, alone(64))
     for name in ("estimator", "probes", "sketch_error", "degrees_of_freedom", "explained"):
-        assert meta[f"voxelsigma_{name}"] == meta_of(plain)[f"voxelsigma_{name}"]
+        assert meta[f"voxelsigma_{name}"] == meta_of(alone(64))[f"voxelsigma_{name}"]
 
 
-def test_one_that_becomes_wrong_leaves_the_plain_sketch_too(
-    scan: Path, card: Path, plain: dict[int, Series], tmp_path: Path, predicts: Patch
+def test_the_surrogate_of_a_dropped_prediction_changes_the_error_alone(plain: dict[int, Series], alone: Alone) -> None:
+    """Both sketches are of the same probes; the surrogate, which nobody trained, is adapted to the scan."""
+    inside = map_of(plain, 1) > 0.1 * map_of(plain, 1).max()
+    for index in (STD_MAP, SIGMA_COMPLEX):
+        assert np.mean(map_of(alone(64), index)[inside] / map_of(plain, index)[inside]) == pytest.approx(1, abs=0.005)
+    taught, untaught = meta_of(alone(64)), meta_of(plain)
+    assert float(taught["voxelsigma_sketch_error"]) < 0.95 * float(untaught["voxelsigma_sketch_error"])
+    assert float(taught["voxelsigma_explained"]) > float(untaught["voxelsigma_explained"])
+
+
+def test_one_that_becomes_wrong_leaves_the_sketch_too(
+    scan: Path, card: Path, alone: Alone, tmp_path: Path, predicts: Patch
 ) -> None:
     asked = predicts(4.0, from_call=2)
     series = run(scan, pipeline(card, tmp_path, prior_probes="64"), tmp_path / "out.h5")
     assert meta_of(series)["voxelsigma_prior"].startswith("dropped for 1 of 1 planes")
     assert len(asked) == 2
-    check_same_maps(series, plain)
+    check_same_maps(series, alone(64))
 
 
 def test_planes_of_a_volume_are_judged_one_by_one(tmp_path: Path, card: Path, predicts: Patch) -> None:
@@ -296,8 +327,7 @@ def test_planes_of_a_volume_are_judged_one_by_one(tmp_path: Path, card: Path, pr
             seed=2,
         )
     )
-    volume = tmp_path / "volume.h5"
-    write_raw(volume, made.header_xml, made.blocks)
+    write_raw(volume := tmp_path / "volume.h5", made.header_xml, made.blocks)
     asked = predicts(4.0, from_call=6)
     series = run(volume, pipeline(card, tmp_path, probes="16"), tmp_path / "out.h5")
     told = re.match(r"dropped for (\d+) of (\d+) planes", meta_of(series)["voxelsigma_prior"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from voxelsigma.models.predictor import FEATURES, KINDS, LAGS, SigmaPredictor, probe_features, scan_features
+from voxelsigma.models.predictor import FEATURES, KINDS, LAGS, OF_SCAN, SigmaPredictor, probe_features, scan_features
 from voxelsigma.models.problem import PlaneProblem
 from voxelsigma.noise.fusion import measured_variance
 from voxelsigma.noise.linearize import Linearization
@@ -17,7 +17,6 @@ from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
 from voxelsigma.noise.voxels import object_mask, phase_factor
 
 Maps = Callable[[int, int, int], Tensor]
-OF_SCAN = 6 + len(LAGS)
 SMOOTHED = slice(OF_SCAN + len(KINDS), OF_SCAN + 2 * len(KINDS))
 
 
@@ -25,7 +24,7 @@ def seeded(*, channels: int = 3, levels: int = 2, seed: int = 0) -> SigmaPredict
     """A predictor whose last layer says something too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        predictor = SigmaPredictor(channels=channels, levels=levels)
+        predictor = SigmaPredictor(channels=channels, levels=levels, surrogate_channels=2, surrogate_levels=1)
         torch.nn.init.normal_(predictor.last.weight, std=0.3)
     return predictor
 
@@ -88,10 +87,14 @@ def test_features_are_stored_in_half_the_space() -> None:
 
 
 def test_the_worth_stays_within_bounds() -> None:
-    predictor = seeded()
-    freedom = predictor(100 * normal(1, FEATURES, 16, 16))[:, :, 1].detach().exp()
-    assert float(freedom.min()) == pytest.approx(2)
-    assert float(freedom.max()) == pytest.approx(1000)
+    predictor, features = seeded(), normal(1, FEATURES, 16, 16)
+    assert predictor.last.bias is not None
+    for level, bound in ((-50, 2), (50, 1000)):
+        with torch.no_grad():
+            predictor.last.bias.fill_(level)
+        freedom = predictor(features)[:, :, 1].detach().exp()
+        assert float(freedom.min()) == pytest.approx(bound)
+        assert float(freedom.max()) == pytest.approx(bound)
 
 
 def test_gradients() -> None:
@@ -100,10 +103,25 @@ def test_gradients() -> None:
     torch.autograd.gradcheck(predictor, (features,), nondet_tol=1e-12)
 
 
-@pytest.mark.parametrize("sizes", [{"channels": 0}, {"levels": 0}])
+@pytest.mark.parametrize("sizes", [{"channels": 0}, {"levels": 0}, {"surrogate_channels": 0}, {"surrogate_levels": 0}])
 def test_sizes_that_make_no_network_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="predictor: levels and channels must be at least 1"):
         SigmaPredictor(**sizes)
+
+
+def test_its_surrogate_sees_the_scan_alone_and_says_nothing_of_the_maps() -> None:
+    predictor, features = seeded(), normal(FEATURES, 9, 10)
+    assert predictor.surrogate.levels == 1
+    assert predictor.surrogate.last.in_channels == 2
+    before = predictor.predict(features, torch.ones(9, 10))["magnitude"]
+    surrogate = predictor.surrogate.surrogate(features[:OF_SCAN])
+    assert surrogate.near.weights.shape == surrogate.again.weights.shape == (49, 9, 10)
+    with torch.no_grad():
+        for parameter in predictor.surrogate.parameters():
+            parameter.fill_(torch.nan)
+    after = predictor.predict(features, torch.ones(9, 10))["magnitude"]
+    assert torch.equal(after.variance, before.variance)
+    assert torch.equal(after.freedom, before.freedom)
 
 
 # --- features of the scan
@@ -191,7 +209,7 @@ def test_features_by_their_formulas(smooth_maps: Maps) -> None:
     variance, correlation = covariate.variance, covariate.correlation
     assert correlation is not None
     found = given.features.double()
-    assert found.shape == (OF_SCAN, 20, 24)
+    assert found.shape == (OF_SCAN, 20, 24) == (6 + len(LAGS), 20, 24)
     level = image.abs()[object_mask(image)].mean()
     turned = zero_filled * (image.conj() / image.abs()) / level
     expected = torch.stack([turned.real, turned.imag, (image.abs() / level - turned).abs()]).double()

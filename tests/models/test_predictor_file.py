@@ -14,11 +14,12 @@ from tests.models.written_cards import TINY, card_writer, edited
 from torch import Tensor
 
 from voxelsigma.models.cards import ModelCard, load_card
-from voxelsigma.models.predictor import FEATURES, SigmaPredictor
+from voxelsigma.models.predictor import FEATURES, OF_SCAN, SigmaPredictor
 from voxelsigma.models.predictor_file import load_predictor, model_identity, predictor_content
 
 CPU = torch.device("cpu")
 NAME = "tiny.sigma.safetensors"
+SIZES = {"channels": 3, "levels": 2, "surrogate_channels": 2, "surrogate_levels": 1}
 
 Write = Callable[..., ModelCard]
 
@@ -26,8 +27,9 @@ Write = Callable[..., ModelCard]
 def predictor(seed: int = 0) -> SigmaPredictor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = SigmaPredictor(channels=3, levels=2)
-        torch.nn.init.normal_(made.last.weight)
+        made = SigmaPredictor(**SIZES)
+        for network in (made, made.surrogate):
+            torch.nn.init.normal_(network.last.weight)
     made.calibration.copy_(torch.tensor([0.5, 2.0]))
     return made
 
@@ -52,6 +54,11 @@ def content(write: Write) -> bytes:
     return predictor_content(predictor(), write(None))
 
 
+def noted(card: ModelCard) -> dict[str, str]:
+    """What such a file says of itself."""
+    return {"model": model_identity(card), **{key: str(size) for key, size in SIZES.items()}}
+
+
 def packed(tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> bytes:
     return save(tensors, metadata)
 
@@ -69,6 +76,10 @@ def test_a_predictor_comes_back_as_it_was(write: Write, content: bytes) -> None:
     features = torch.randn(FEATURES, 11, 9, generator=torch.Generator().manual_seed(1))
     expected = predictor().predict(features, torch.ones(11, 9))["complex"]
     assert torch.equal(found.predict(features, torch.ones(11, 9))["complex"].freedom, expected.freedom)
+    of_scan = features[:OF_SCAN]
+    one, other = found.surrogate.surrogate(of_scan), predictor().surrogate.surrogate(of_scan)
+    assert torch.equal(one.near.weights, other.near.weights)
+    assert torch.equal(one.again.weights, other.again.weights)
 
 
 def test_the_same_predictor_makes_the_same_file(write: Write, content: bytes, tmp_path: Path) -> None:
@@ -76,7 +87,7 @@ def test_the_same_predictor_makes_the_same_file(write: Write, content: bytes, tm
     assert predictor_content(predictor(), card) == content
     assert predictor_content(predictor(1), card) != content
     with safe_open(tmp_path / NAME, framework="pt") as file:
-        assert file.metadata() == {"model": model_identity(card), "channels": "3", "levels": "2"}
+        assert file.metadata() == noted(card)
 
 
 def test_a_card_without_a_predictor_has_none(write: Write) -> None:
@@ -135,14 +146,25 @@ def test_a_file_that_ends_early(write: Write, content: bytes, cut: int) -> None:
         ({"levels": "٣"}, "field 'levels' must be a whole number from 1 to 6"),
         ({"levels": "7"}, "field 'levels' must be"),
         ({"levels": ""}, "field 'levels' must be"),
-        ({"levels": "3"}, "does not fit a predictor of 3 channels and 3 levels: .*missing"),
-        ({"channels": "4"}, "does not fit a predictor of 4 channels and 2 levels"),
+        ({"surrogate_channels": "129"}, "field 'surrogate_channels' must be a whole number from 1 to 128, got '129'"),
+        ({"surrogate_channels": "0"}, "field 'surrogate_channels' must be"),
+        ({"surrogate_levels": "7"}, "field 'surrogate_levels' must be a whole number from 1 to 6, got '7'"),
+        ({"surrogate_levels": "1.0"}, "field 'surrogate_levels' must be"),
+        (
+            {"levels": "3"},
+            "does not fit a predictor of channels 3, levels 3, surrogate_channels 2, surrogate_levels 1: .*missing",
+        ),
+        ({"channels": "4"}, "does not fit a predictor of channels 4, levels 2, .*last.weight"),
+        ({"surrogate_levels": "2"}, "does not fit .* surrogate_levels 2: surrogate.* .*missing"),
+        ({"surrogate_channels": "3"}, r"does not fit .* surrogate_channels 3, .*: surrogate\.down"),
         ({"levels": None}, "not the file of a predictor: lacks levels in its metadata"),
-        ({"levels": None, "channels": None, "model": None}, "not the file .* lacks model, channels, levels"),
+        (dict.fromkeys(("model", *SIZES)), f"not the file .* lacks model, {', '.join(SIZES)} in its metadata"),
+        # as it was before predictors had a surrogate
+        (dict.fromkeys(list(SIZES)[2:]), "not the file .* lacks surrogate_channels, surrogate_levels in its metadata"),
     ],
 )
 def test_sizes_are_checked_first(write: Write, content: bytes, changes: dict[str, str | None], message: str) -> None:
-    given = {"model": model_identity(write(None)), "channels": "3", "levels": "2", **changes}
+    given: dict[str, str | None] = {**noted(write(None)), **changes}
     metadata = {key: value for key, value in given.items() if value is not None}
     with pytest.raises(ValueError, match=rf"sigma\.safetensors: {message}"):
         load_predictor(write(packed(load(content), metadata or None)), CPU)
@@ -156,15 +178,16 @@ def test_sizes_are_checked_first(write: Write, content: bytes, changes: dict[str
         ("last.bias", torch.ones(5), r"last\.bias \(has \(5,\), needs \(4,\)\)"),
         ("last.bias", torch.tensor([1.0, 2.0, float("nan"), 0.0]), r"weights that are not finite: last\.bias"),
         ("calibration", torch.tensor([1.0, 0.0]), r"'calibration' must be above 0, got \[1\.0, 0\.0\]"),
+        ("surrogate.last.weight", None, r": surrogate\.last\.weight \(missing, needs \(98, 2, 1, 1\)\)"),
+        ("surrogate.last.bias", torch.full((98,), float("inf")), r"not finite: surrogate\.last\.bias"),
     ],
 )
 def test_tensors_that_are_not_a_predictors(
     write: Write, content: bytes, name: str, value: Tensor | None, message: str
 ) -> None:
     tensors = {key: one for key, one in {**load(content), name: value}.items() if one is not None}
-    metadata = {"model": model_identity(write(None)), "channels": "3", "levels": "2"}
     with pytest.raises(ValueError, match=message):
-        load_predictor(write(packed(tensors, metadata)), CPU)
+        load_predictor(write(packed(tensors, noted(write(None)))), CPU)
 
 
 def test_a_predictor_that_no_reader_takes_is_not_written(write: Write) -> None:
@@ -174,7 +197,9 @@ def test_a_predictor_that_no_reader_takes_is_not_written(write: Write) -> None:
     with pytest.raises(ValueError, match=r"tiny \(predictor\): weights that are not finite: calibration"):
         predictor_content(broken, card)
     with pytest.raises(ValueError, match="field 'levels' must be a whole number from 1 to 6, got '7'"):
-        predictor_content(SigmaPredictor(channels=1, levels=7), card)
+        predictor_content(SigmaPredictor(channels=1, levels=7, surrogate_channels=1), card)
+    with pytest.raises(ValueError, match="field 'surrogate_levels' must be a whole number from 1 to 6, got '7'"):
+        predictor_content(SigmaPredictor(channels=1, surrogate_channels=1, surrogate_levels=7), card)
 
 
 def test_the_header_is_what_the_format_wants(content: bytes) -> None:

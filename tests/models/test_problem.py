@@ -239,3 +239,25 @@ def test_covariate_of_a_real_reconstruction_is_in_phase_with_its_zero_filled_ima
         linearization, probes, Stopping(probes=8), covariate=replace(turned, filtered_variance=None)
     ).map()
     torch.testing.assert_close(explained.sigma, (turned.variance / 2).sqrt(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_second_encoding_is_that_of_the_image_model(
+    smooth_maps: MapMaker, complex_normal: Normal, name: str, turned: bool
+) -> None:
+    """Encoded and zero-filled on the acquired grid, then seen on the wanted one."""
+    problem = scan(smooth_maps, name)
+    data = complex_normal(COILS, 14, 12, seed=9) * (problem.weights > 0)
+    covariate = problem.covariate(data if turned else None)
+    assert covariate.again is not None
+    kspace = complex_normal(2, COILS, 14, 12, seed=10) * (problem.weights > 0)
+    windows = problem.windows(symmetric=True)
+    maps = problem.sensitivities_on((windows[0].size, windows[1].size))
+    mask = problem.cropped_weights(windows) > 0
+    encoding = SenseEncoding(maps, mask.double())
+    cropped = windows[1].crop(windows[0].crop(kspace, -2), -1)
+    projected = torch.zeros_like(kspace)
+    windows[1].crop(windows[0].crop(projected, -2), -1).copy_(encoding.forward(encoding.adjoint(cropped)))
+    expected = covariate.push(projected)
+    torch.testing.assert_close(covariate.again(kspace, covariate.push(kspace)), expected)

@@ -213,10 +213,32 @@ def test_a_covariate_that_says_nothing_leaves_the_plain_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "linear", "covariate"), [("complex", False, True), ("magnitude", True, True), ("magnitude", False, False)]
+    ("kind", "linear", "covariate"), [("complex", True, True), ("magnitude", True, True), ("magnitude", False, False)]
 )
 def test_other_maps_are_of_this_kind_already(kind: MapKind, linear: bool, covariate: bool) -> None:
     state = replace(sketched(even(1.0), 0.8, 16, 6, covariate=covariate), complex_linear=linear)
     found, wanted = independent_map(state, kind), state.map(kind)
     assert torch.equal(found.sigma, wanted.sigma)
     assert torch.equal(found.degrees_of_freedom, wanted.degrees_of_freedom)
+
+
+def test_the_complex_map_is_the_sum_of_both_quadratures() -> None:
+    state = sketched(even(1.0), 0.8, 16, 6)
+    parts = [independent_map(replace(state, direction=turn * state.direction), "magnitude") for turn in (1, 1j)]
+    found = independent_map(state, "complex")
+    torch.testing.assert_close(measured_variance(found), sum(measured_variance(one) for one in parts))
+    # with next to nothing in common their errors add up as those of independent numbers
+    spreads = [measured_variance(one).square() / one.degrees_of_freedom for one in parts]
+    alone = measured_variance(found).square() / (spreads[0] + spreads[1])
+    assert float((found.degrees_of_freedom / alone).median()) == pytest.approx(1, abs=0.08)
+
+
+def test_what_is_not_sure_of_the_covariates_variance_is_part_of_the_error() -> None:
+    state = sketched(even(1.0), 0.9, 64, 7)
+    doubtful = replace(state, covariate_freedom=even(100.0))
+    for kind in ("magnitude", "complex"):
+        sure, found = (independent_map(one, kind) for one in (state, doubtful))
+        torch.testing.assert_close(found.sigma, sure.sigma, rtol=0.02, atol=0)
+        # gains are near 0.9, so that 0.81 of the variance stands on it
+        added = 1 / found.degrees_of_freedom - 1 / sure.degrees_of_freedom
+        assert float(added.mean()) == pytest.approx(0.81**2 / 100, rel=0.15)

@@ -165,44 +165,48 @@ def test_regression_on_amplitudes_is_its_formula() -> None:
     assert float(result.explained) == pytest.approx(1.5**2 / (1.5**2 + 0.1**2), abs=1e-3)
 
 
-def test_complex_regression_is_least_squares_on_w_and_its_conjugate() -> None:
+def test_complex_map_regresses_each_quadrature_on_its_own() -> None:
     count = 500
-    w, rest = complex_normal((count, 1, 1), 7), complex_normal((count, 1, 1), 8)
-    u = (1.2 - 0.5j) * w + 0.4j * w.conj() + 0.05 * rest
-    result = sigma_map(
-        moments(u, w),
-        "complex",
-        direction=torch.ones(1, 1, dtype=torch.complex128),
-        covariate_variance=torch.full((1, 1), 2.0),
-    )
-    columns = torch.stack([w.flatten(), w.conj().flatten()], dim=1)
-    gains = torch.linalg.lstsq(columns, u.flatten().unsqueeze(1)).solution
-    residual = u.flatten() - (columns @ gains).flatten()
-    expected = 2 * gains.abs().square().sum() + residual.abs().square().mean()
+    w, rest, direction = complex_normal((count, 1, 1), 7), complex_normal((count, 1, 1), 8), phases((1, 1), 22)
+    in_phase, across = (direction.conj() * w).real, (direction.conj() * w).imag
+    u = direction * (1.2 * in_phase + 0.4j * across + 0.05 * rest)
+    result = sigma_map(moments(u, w), "complex", direction=direction, covariate_variance=torch.full((1, 1), 2.0))
+    expected = 0.0
+    for found, known in (((direction.conj() * u).real, in_phase), ((direction.conj() * u).imag, across)):
+        gain = (found * known).sum() / (known * known).sum()
+        expected += float(gain**2 + (found - gain * known).square().mean())
     biased = float(result.sigma * root_bias(result.degrees_of_freedom))
-    assert biased == pytest.approx(float(expected.sqrt()), rel=1e-4)
-    assert float(result.sigma) == pytest.approx(math.sqrt(2 * (1.2**2 + 0.5**2 + 0.4**2) + 2 * 0.05**2), rel=5e-3)
+    assert biased == pytest.approx(math.sqrt(expected), rel=1e-4)
+    assert float(result.sigma) == pytest.approx(math.sqrt(1.2**2 + 0.4**2 + 2 * 0.05**2), rel=5e-3)
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "complex"])
 @pytest.mark.parametrize("complex_linear", [False, True])
 def test_covariate_that_explains_everything_leaves_no_error(kind: MapKind, complex_linear: bool) -> None:
-    w = complex_normal((8, 6, 6), 9)
-    u = (0.7 - 1.1j) * w
+    w, direction = complex_normal((8, 6, 6), 9), torch.full((6, 6), 1j).exp()
+    turned = direction.conj() * w
+    u = (0.7 - 1.1j) * w if complex_linear else direction * torch.complex(0.7 * turned.real, 1.1 * turned.imag)
+    variance = torch.full((6, 6), 2.0)
     result = sigma_map(
-        moments(u, w),
-        kind,
-        direction=torch.full((6, 6), 1j).exp(),
-        covariate_variance=torch.full((6, 6), 2.0),
-        complex_linear=complex_linear,
+        moments(u, w), kind, direction=direction, covariate_variance=variance, complex_linear=complex_linear
     )
-    deviation = math.sqrt((0.7**2 + 1.1**2) * (1 if kind == "magnitude" else 2))
-    plain = sigma_map(moments(u, None), kind, direction=torch.ones(6, 6, dtype=torch.complex128))
-    if kind == "complex" or complex_linear:
-        assert rms_error(result.sigma, deviation) < 1e-3
-        assert bool((result.relative_error() < 0.01).all())
-    # projected, w turned by the gain's phase is only partly the in-phase component
-    assert rms_error(result.sigma, deviation) < rms_error(plain.sigma, deviation)
+    parts = {"magnitude": (0.7**2 + 1.1**2) if complex_linear else 0.7**2, "complex": 0.7**2 + 1.1**2}
+    deviation = math.sqrt(parts[kind] * (2 if complex_linear and kind == "complex" else 1))
+    assert rms_error(result.sigma, deviation) < 1e-3
+    assert bool((result.relative_error() < 0.01).all())
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.6])
+def test_stated_error_of_a_complex_map_whose_quadratures_share_noise(slope: float) -> None:
+    """Noise along a line that is neither in phase nor out of it, beside what the covariate explains."""
+    count, shape = 32, (64, 64)
+    w, rest, direction = complex_normal((count, *shape), 23), complex_normal((count, *shape), 24), phases(shape, 25)
+    line = complex_normal((1, 1), 26)
+    u = 0.8 * w + 0.5 * rest + 2 * slope * (line / line.abs()) * direction * rest.roll(1, dims=0).real
+    found = sigma_map(moments(u, w), "complex", direction=direction, covariate_variance=torch.full(shape, 2.0))
+    truth = math.sqrt(2 * 0.8**2 + 2 * 0.5**2 + 4 * slope**2)
+    # 4096 voxels give the measured error to 1.1 %; where all gains are alike it is stated some % too large
+    assert 0.86 < rms_error(found.sigma, truth) / float(found.relative_error().median()) < 1.07
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "complex"])
@@ -217,16 +221,11 @@ def test_stated_error_is_the_error_with_a_covariate(kind: MapKind, correlation: 
     result = sigma_map(moments(u, w), kind, direction=direction, covariate_variance=variance)
     plain = sigma_map(moments(u, None), kind, direction=direction)
     measured, stated = rms_error(result.sigma, truth), float(result.relative_error().median())
-    # 4096 voxels give the measured error to 1.1 %; the rest is the approximation of ν at 64 probes
-    assert measured == pytest.approx(stated, rel=0.08)
+    # 4096 voxels give the measured error to 1.1 %; where all gains are alike it is stated some % too large
+    assert 0.87 * stated < measured < 1.04 * stated
     gain = math.sqrt(1 - correlation**4)
-    if kind == "complex":
-        assert measured == pytest.approx(gain * rms_error(plain.sigma, truth), rel=0.08)
-    else:
-        # the gain is the same everywhere, and neighbours tell it: what is left is the rest's own error
-        assert (
-            (1 - correlation**2) * rms_error(plain.sigma, truth) * 0.9 < measured < gain * rms_error(plain.sigma, truth)
-        )
+    # the gain is the same everywhere, and neighbours tell it: what is left is the rest's own error
+    assert (1 - correlation**2) * rms_error(plain.sigma, truth) * 0.9 < measured < gain * rms_error(plain.sigma, truth)
     assert float(result.explained.mean()) == pytest.approx(correlation**2, abs=0.01)
 
 
@@ -317,6 +316,28 @@ def test_maps_scale_with_their_probes(scale: float) -> None:
         )
         torch.testing.assert_close(other.sigma / scale, one.sigma, rtol=1e-6, atol=0)
         torch.testing.assert_close(other.degrees_of_freedom, one.degrees_of_freedom, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "complex"])
+@pytest.mark.parametrize("complex_linear", [False, True])
+def test_doubt_of_the_covariates_variance_is_part_of_the_error(kind: MapKind, complex_linear: bool) -> None:
+    shape, worth = (32, 32), 50.0
+    w, rest, direction = complex_normal((32, *shape), 27), complex_normal((32, *shape), 28), phases(shape, 29)
+    sums = moments(0.9 * w + math.sqrt(1 - 0.81) * rest, w)
+    sure, found = (
+        sigma_map(
+            sums,
+            kind,
+            direction=direction,
+            covariate_variance=torch.full(shape, 2.0),
+            covariate_freedom=doubt,
+            complex_linear=complex_linear,
+        )
+        for doubt in (None, torch.full(shape, worth))
+    )
+    torch.testing.assert_close(found.sigma, sure.sigma, rtol=0.02, atol=0)
+    added = 1 / found.degrees_of_freedom - 1 / (sure.degrees_of_freedom + (1 if complex_linear else 0))
+    assert float(added.mean()) == pytest.approx(0.81**2 / worth, rel=0.12)
 
 
 # --- bias and intervals

@@ -20,12 +20,12 @@ from voxelsigma.models.cards import load_card
 from voxelsigma.models.predictor_file import load_predictor
 from voxelsigma.noise.instant import PREDICTED_AT
 from voxelsigma.training import distill as distilling
+from voxelsigma.training import distill_files as filing
 from voxelsigma.training.card import record_predictor, write_card
 from voxelsigma.training.config import DataSettings
 from voxelsigma.training.distill import FIRST_PROBES, distill
 from voxelsigma.training.start import start_network
-from voxelsigma.training.targets import ScanTarget
-from voxelsigma.training.teaching import prediction_loss
+from voxelsigma.training.targets import ScanTarget, measure
 
 CPU = torch.device("cpu")
 
@@ -81,13 +81,16 @@ def test_a_card_names_its_predictor(tmp_path: Path, data: DataSettings) -> None:
     predictor = load_predictor(card, CPU)
     assert predictor is not None
     assert float(predictor.calibration.max()) != 1
-    assert [line.split("  ")[0] for line in lines[:-1]] == ["scans 6/6", "calibration 2/2", "step 2/4", "step 4/4"]
+    told = ["responses 4/4", "surrogate: step 2/4", "surrogate: step 4/4"]
+    told += ["scans 6/6", "calibration 2/2", "step 2/4", "step 4/4"]
+    assert [line.split("  ")[0] for line in lines[:-1]] == told
     assert lines[-1].startswith("calibrated: magnitude freedom x ")
     # once more there is nothing to do, and nothing changes
     again, lines = run(path, data)
     assert again == content
     assert path.read_text() == text
-    assert [line.split(":")[0] for line in lines] == ["resumed after step 4 of 4", "calibrated"]
+    assert lines[:2] == ["surrogate: resumed after step 4 of 4", "resumed after step 4 of 4"]
+    assert [line.split(":")[0] for line in lines[2:]] == ["calibrated"]
 
 
 def test_a_copy_leaves_the_card_as_it_is(card: Path, data: DataSettings, whole: Path) -> None:
@@ -95,6 +98,41 @@ def test_a_copy_leaves_the_card_as_it_is(card: Path, data: DataSettings, whole: 
     assert sorted(path.name for path in card.parent.iterdir()) == ["tiny.safetensors", "tiny.yaml"]
     assert (whole / "tiny.safetensors").read_bytes() == (card.parent / "tiny.safetensors").read_bytes()
     assert {"tiny.yaml", "tiny.distill", "tiny.sigma.safetensors"} < {path.name for path in whole.iterdir()}
+
+
+def test_a_predictors_surrogate_is_the_one_of_the_first_stage(whole: Path) -> None:
+    predictor = load_predictor(load_card(str(whole / "tiny.yaml")), CPU)
+    assert predictor is not None
+    found = predictor.surrogate.state_dict()
+    trained = torch.load(whole / "tiny.distill" / "surrogate" / "last.ckpt", weights_only=True)["network"]
+    assert set(found) == set(trained)
+    for name, value in trained.items():
+        assert torch.equal(found[name], value)
+    # four steps from a filter that is the zero-filled image itself
+    assert 0 < float(found["last.weight"].abs().max()) < 0.1
+    names = sorted(path.name for path in (whole / "tiny.distill" / "responses").iterdir())
+    assert names == [f"{number:05d}.npz" for number in range(4)]
+
+
+def test_scans_to_predict_are_sketched_with_the_surrogate(
+    tmp_path: Path, card: Path, data: DataSettings, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = load_predictor(load_card(str(whole / "tiny.yaml")), CPU)
+    assert predictor is not None
+    folder = copied(whole, tmp_path / "copy")
+    (folder / "tiny.distill" / "scans" / "00003.npz").unlink()
+    asked: list[dict[str, Any]] = []
+
+    def noted(*arguments: Any, **more: Any) -> ScanTarget:
+        asked.append(more)
+        return measure(*arguments, **more)
+
+    monkeypatch.setattr(distilling, "measure", noted)
+    assert run(card, data, folder)[0] == predictor_of(whole)
+    (more,) = asked
+    assert more["number"] == 3
+    for name, value in predictor.surrogate.state_dict().items():
+        assert torch.equal(more["surrogate"].state_dict()[name], value)
 
 
 def test_scans_begin_as_pipelines_do(
@@ -128,9 +166,14 @@ def test_every_precision_makes_a_predictor(
     tmp_path: Path, card: Path, data: DataSettings, whole: Path, precision: str
 ) -> None:
     folder = copied(whole, tmp_path / "copy")
-    (folder / "tiny.distill" / "last.ckpt").unlink()
+    # of what is there, the surrogate's scans alone do not depend on it
+    for name in ("run.json", "surrogate/last.ckpt", "last.ckpt"):
+        (folder / "tiny.distill" / name).unlink()
+    for name in ("scans", "calibration"):
+        shutil.rmtree(folder / "tiny.distill" / name)
     content, lines = run(card, data, folder, precision=precision)
-    assert lines[0].startswith("step 2/4")
+    assert [line.split("  ")[0] for line in lines[:2]] == ["surrogate: step 2/4", "surrogate: step 4/4"]
+    assert any(line.startswith("step 4/4") for line in lines)
     assert len(content) == len(predictor_of(whole))
     assert content != predictor_of(whole)
 
@@ -141,14 +184,23 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize(
     ("stage", "call"),
-    # of the scans, and of those to calibrate with
-    [("measure", 3), ("measure", 8), ("calibrate", 1), ("save_predictor", 1), ("record_predictor", 1)],
+    # of the surrogate's scans, of the scans, and of those to calibrate with
+    [
+        ("measure_response", 3),
+        ("measure", 3),
+        ("measure", 8),
+        ("calibrate", 1),
+        ("save_predictor", 1),
+        ("record", 1),
+        ("record_predictor", 1),
+    ],
 )
 def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
     tmp_path: Path, card: Path, data: DataSettings, whole: Path, stage: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    real: Callable[..., Any] = getattr(distilling, stage)
+    module = filing if stage == "record_predictor" else distilling
+    real: Callable[..., Any] = getattr(module, stage)
 
     def stopping(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
@@ -158,7 +210,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
         return real(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(distilling, stage, stopping)
+        patch.setattr(module, stage, stopping)
         with pytest.raises(Stop):
             run(card, data, tmp_path)
     assert not (tmp_path / "tiny.yaml").exists()
@@ -167,55 +219,67 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 
 
 @pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("loss", ["response_loss", "prediction_loss"])
 def test_a_fit_stopped_anywhere_ends_as_one_that_was_not(
-    tmp_path: Path, card: Path, data: DataSettings, whole: Path, step: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, card: Path, data: DataSettings, whole: Path, loss: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(whole, tmp_path / "copy")
     for name in ("tiny.yaml", "tiny.sigma.safetensors", "tiny.distill/last.ckpt"):
         (folder / name).unlink()
+    own = ""
+    if loss == "response_loss":
+        # what comes after the surrogate is not there yet
+        own = "surrogate: "
+        (folder / "tiny.distill" / "surrogate" / "last.ckpt").unlink()
+        for name in ("scans", "calibration"):
+            shutil.rmtree(folder / "tiny.distill" / name)
     calls = 0
+    real: Callable[..., Any] = getattr(distilling, loss)
 
     def stopping(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > step:
             raise Stop
-        return prediction_loss(*arguments, **more)
+        return real(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(distilling, "prediction_loss", stopping)
+        patch.setattr(distilling, loss, stopping)
         with pytest.raises(Stop):
             run(card, data, folder)
     found, lines = run(card, data, folder)
     assert found == predictor_of(whole)
     # a checkpoint every two steps
-    assert (lines[0] == "resumed after step 2 of 4") == (step == 3)
+    assert (f"{own}resumed after step 2 of 4" in lines) == (step == 3)
+    assert ("surrogate: resumed after step 4 of 4" in lines) == (loss == "prediction_loss")
 
 
 def test_damaged_scans_are_measured_again(tmp_path: Path, card: Path, data: DataSettings, whole: Path) -> None:
     folder = copied(whole, tmp_path / "copy")
-    for name in ("scans/00002", "calibration/00001"):
+    for name in ("responses/00003", "scans/00002", "calibration/00001"):
         path = folder / "tiny.distill" / f"{name}.npz"
         path.write_bytes(path.read_bytes()[:5000])
-    (folder / "tiny.distill" / "last.ckpt").unlink()
+    for name in ("surrogate/last.ckpt", "last.ckpt"):
+        (folder / "tiny.distill" / name).unlink()
     found, lines = run(card, data, folder)
     assert found == predictor_of(whole)
     told = [line for line in lines if line.startswith("measured again: ")]
-    assert len(told) == 2
-    assert "00002.npz: damaged" in told[0]
+    assert len(told) == 3
+    for line, place in zip(told, ("responses/00003", "scans/00002", "calibration/00001"), strict=True):
+        assert f"{place}.npz: damaged" in line
 
 
 def test_more_scans_are_added_to_those_that_are_there(
     tmp_path: Path, card: Path, data: DataSettings, whole: Path
 ) -> None:
     folder = copied(whole, tmp_path / "copy")
-    with pytest.raises(ValueError, match=r"last\.ckpt: is of another run"):
+    with pytest.raises(ValueError, match=r"tiny\.distill/last\.ckpt: is of another run"):
         run(card, data, folder, scans=8)
-    assert len(list((folder / "tiny.distill" / "scans").iterdir())) == 8
     (folder / "tiny.distill" / "last.ckpt").unlink()
+    assert len(list((folder / "tiny.distill" / "scans").iterdir())) == 8
     found, lines = run(card, data, folder, scans=8)
     assert found != predictor_of(whole)
-    assert lines[0].startswith("step 2/4")
+    assert lines[0].startswith("surrogate: resumed")
 
 
 KILLED = """
@@ -231,7 +295,7 @@ distill(card, data, out=Path(out), settings=SETTINGS, accelerator="cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["scans/00001.npz", "calibration/00000.npz", "last.ckpt"])
+@pytest.mark.parametrize("place", ["surrogate/last.ckpt", "scans/00001.npz", "calibration/00000.npz", "last.ckpt"])
 def test_a_killed_run_ends_as_one_that_was_not(
     tmp_path: Path, card: Path, data: DataSettings, whole: Path, place: str
 ) -> None:
@@ -261,7 +325,13 @@ def test_a_killed_run_ends_as_one_that_was_not(
 
 @pytest.mark.parametrize(
     ("changes", "differing"),
-    [({"probes": 5}, "probes"), ({"seed": 1}, "seed"), ({"matrix": (80, 84)}, "examples")],
+    [
+        ({"probes": 5}, "probes"),
+        ({"seed": 1}, "seed"),
+        ({"matrix": (80, 84)}, "examples"),
+        ({"surrogate_scans": 5}, "surrogate"),
+        ({"surrogate_channels": 5}, "surrogate"),
+    ],
 )
 def test_another_run_in_the_folder_is_refused(
     card: Path, data: DataSettings, whole: Path, changes: dict[str, Any], differing: str
@@ -280,49 +350,6 @@ def test_other_data_or_a_broken_note_are_refused(tmp_path: Path, card: Path, dat
         (folder / "tiny.distill" / "run.json").write_text(content)
         with pytest.raises(ValueError, match=r"run\.json: not the note of a run; delete the folder .*tiny\.distill"):
             run(card, data, folder)
-
-
-def test_a_folder_with_another_network_is_refused(tmp_path: Path, card: Path, data: DataSettings) -> None:
-    other = tiny_card(tmp_path, seed=2)
-    with pytest.raises(ValueError, match=r"tiny\.yaml: is the card of another network than .*tiny\.yaml"):
-        run(card, data, tmp_path)
-    other.unlink()
-    with pytest.raises(ValueError, match=r"tiny\.safetensors: are other weights than those of .*tiny\.yaml"):
-        run(card, data, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]
-
-
-def test_a_linear_reconstruction_needs_none(tmp_path: Path, data: DataSettings) -> None:
-    with pytest.raises(ValueError, match=r"sense\.yaml: 'sense' is linear: its σ needs no predictor"):
-        distill("sense", data, out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_folders_that_cannot_be_written_are_refused_first(
-    tmp_path: Path, card: Path, data: DataSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(OSError, match=r"file: cannot be written, and the predictor lies beside its card; .*--out"):
-        run(card, data, file)
-    with pytest.raises(OSError, match="cannot be written"):
-        run(card, data, file / "below")
-    # who runs as root may write everywhere
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(OSError, match=r"card.*: cannot be written"):
-        run(card, data)
-    assert sorted(path.name for path in card.parent.iterdir()) == ["tiny.safetensors", "tiny.yaml"]
-
-
-def test_bad_data_leave_nothing(tmp_path: Path, card: Path, data: DataSettings) -> None:
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
-        run(card, DataSettings(folder=str(tmp_path / "nowhere")), tmp_path / "out")
-    with pytest.raises(ValueError, match="examples: matrix must be a range of multiples of 4"):
-        run(card, data, tmp_path / "out", matrix=(81, 81))
-    far = tiny_card(tmp_path / "far", fit_for={"acceleration": [2, 12], "coils": [3, 4], "dimension": 2})
-    with pytest.raises(ValueError, match=r"examples: .* cannot be drawn with centre random, matrix 4"):
-        run(far, data, tmp_path / "out", matrix=(4, 4))
-    assert not (tmp_path / "out").exists()
 
 
 # --- networks and data of all kinds
