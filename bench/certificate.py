@@ -87,7 +87,7 @@ def told_of(card: str, volumes: Sequence[Volume], acceleration: float, number: i
         for block in _source(case, seed=100 + repeat).blocks(0, JUDGED_AT // 8):
             energies.add(linearization.push(block))
         for kind, variance in predictions:
-            yield Told(kind, _worst(variance, truth, labels, scale), energies.certificate(variance).passed)
+            yield Told(kind, worst_region(variance, truth, labels, scale), energies.certificate(variance).passed)
 
 
 def _predictions(
@@ -130,7 +130,7 @@ def _sketched(case: Case, linearization: Linearization, covariate: Covariate, pr
     return sketch(linearization, _source(case, seed), Stopping(probes=probes), covariate=covariate)
 
 
-def _worst(variance: Tensor, truth: Tensor, labels: Tensor, scale: Tensor) -> float:
+def worst_region(variance: Tensor, truth: Tensor, labels: Tensor, scale: Tensor) -> float:
     """Relative error of σ in the region where it is largest."""
     off = []
     for number in range(int(labels.max()) + 1):

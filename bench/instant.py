@@ -29,7 +29,7 @@ from torch import Tensor
 from bench.brains import full_scan, poisson_scan
 from bench.networks import SHIPPED, SNR, data_folder, make_case
 from bench.processes import ROOT
-from bench.recorded import Recorded, sketched
+from bench.recorded import Recorded, Stopwatch, sketched
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import KINDS, SigmaPredictor, plane_features, probe_features
@@ -215,12 +215,11 @@ def one_scan(case: Case, predictor: SigmaPredictor, seed: int, reference: int) -
         return {kind: priors[kind] for kind in kinds}
 
     energies = RegionEnergies(regions(object_mask(image)), covariate.variance, phase_factor(image))
-    judge = Judge(energies=energies, predict=predict)
+    judge, judging = Judge(energies=energies, predict=predict), Stopwatch()
 
     def judged(state: Sketch, seconds: float) -> None:
-        begun = time.perf_counter()
-        verdict = judge.verdict(state)
-        own = by_prediction + seconds + time.perf_counter() - begun
+        verdict = judging.around(judge.verdict)(state)
+        own = by_prediction + seconds + judging.spent
         seen.seconds["instant"].append(once + recorded.seconds(state.sums.count) + own)
         seen.passed.append(verdict.certified)
         for kind in kinds:

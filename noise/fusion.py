@@ -7,7 +7,7 @@ from torch import Tensor
 
 from voxelsigma.noise.moments import Moments, projected
 from voxelsigma.noise.prior import Prior
-from voxelsigma.noise.sigma import LEAST_SHARE, MapKind, SigmaMap, root_bias, shared_error
+from voxelsigma.noise.sigma import LEAST_SHARE, MapKind, SigmaMap, crossed_gains, root_bias, shared_remainder
 from voxelsigma.noise.sketch import Sketch
 from voxelsigma.noise.voxels import neighbourhood_mean
 
@@ -74,7 +74,8 @@ def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     variance, spread, explained, carried, _ = torch.stack([torch.stack(part) for part in parts]).sum(dim=0)
     count = state.sums.count
     if kind == "complex":
-        shared = shared_error(state.sums, state.direction, (parts[0][-1], parts[1][-1]))
+        of_gains = parts[0][-1] * parts[1][-1] * crossed_gains(state.sums, state.direction)
+        shared = shared_remainder(state.sums, state.direction) + of_gains
         spread = (spread + shared).clamp(min=LEAST_SHARE * spread)
     if state.covariate_freedom is not None:
         spread = spread + carried.square() / state.covariate_freedom

@@ -149,18 +149,19 @@ def root_bias(freedom: Tensor) -> Tensor:
 class _Estimate:
     """An estimate of a variance, its own variance, and the part r² that the covariate explains, `(...)` each.
 
-    `carried` is the part that stands on the covariate's variance, and errs as that does; `leant` the deviation that
-    comes of leaning on neighbours, `unlike` how many of its own deviations a gain is from theirs, and `slope` how much
-    of an error of the own gain is in the estimate.
+    `carried` is the part that stands on the covariate's variance, and errs as that does. `slope` is how much of a
+    gain's error is in the estimate, `trusted` the share of its own in it, `unlike` how far that is from the
+    neighbours', and `scatter` the variance of true ones.
     """
 
     variance: Tensor
     spread: Tensor
     explained: Tensor
     carried: Tensor
-    leant: Tensor
-    unlike: Tensor
     slope: Tensor
+    trusted: Tensor
+    unlike: Tensor
+    scatter: Tensor
 
     def freedom(self, count: int, covariate_freedom: Tensor | None) -> Tensor:
         """Degrees of freedom; rounding may leave a spread of next to nothing."""
@@ -182,7 +183,7 @@ def _plain(sums: Moments, kind: MapKind, direction: Tensor, *, complex_linear: b
         freedom = 2 * count / (1 + _circularity(sums, complex_linear=complex_linear))
         variance = variance / 2 if kind == "magnitude" else variance
     nothing = torch.zeros_like(variance)
-    return _Estimate(variance, 2 * variance.square() / freedom, *[nothing] * 5)
+    return _Estimate(variance, 2 * variance.square() / freedom, *[nothing] * 6)
 
 
 def _in_phase(sums: Moments, direction: Tensor, covariate_variance: Tensor, inside: Tensor | None) -> _Estimate:
@@ -193,7 +194,7 @@ def _in_phase(sums: Moments, direction: Tensor, covariate_variance: Tensor, insi
     explained = _pooled_explained(a_b.square(), a_a * b_b, 1 / count)
     own, rest = _own_fit(a_a, b_b, a_b, count)
     kind = torch.ones_like(rest, dtype=torch.bool) if inside is None else inside.to(rest.device)
-    gain, doubt, trusted, unlike = _leaning_gain(own, a_b, b_b, known, rest, kind)
+    gain, doubt, trusted, unlike, scatter = _leaning_gain(own, a_b, b_b, known, rest, kind)
     controlled = (gain.square() + doubt) * known + rest
     # what the neighbours are trusted with is itself an estimate from these probes
     trust = 1 + _PROBES_OF_TRUST / count
@@ -210,9 +211,10 @@ def _in_phase(sums: Moments, direction: Tensor, covariate_variance: Tensor, insi
         spread=torch.where(without, plain_spread, deviation.square()),
         explained=explained,
         carried=torch.where(without, 0, asked * gain.square() * known),
-        leant=torch.where(without, 0, 2 * asked * gain * known * ((1 - trusted) * doubt).sqrt()),
         unlike=unlike,
-        slope=torch.where(without, 0, 2 * asked * gain * known * trusted),
+        scatter=scatter,
+        trusted=trusted,
+        slope=torch.where(without, 0, 2 * asked * gain * known),
     )
 
 
@@ -220,49 +222,69 @@ def _both_quadratures(sums: Moments, direction: Tensor, covariate_variance: Tens
     """The complex voxel as the sum of what is in phase and what is not, each with a gain of its own."""
     parts = [_in_phase(sums, turned, covariate_variance, inside) for turned in (direction, 1j * direction)]
     variance = parts[0].variance + parts[1].variance
+    across = crossed_gains(sums, direction)
     # a voxel that is unlike its neighbours in one quadrature may be so in the other
     kind = torch.ones_like(variance, dtype=torch.bool) if inside is None else inside.to(variance.device)
-    alike = _among(kind, parts[0].unlike * parts[1].unlike, _REGION)
-    usual = _divide(alike, _among(kind, torch.ones_like(variance), _REGION)).clamp(-1, 1)
-    shared = shared_error(sums, direction, (parts[0].slope, parts[1].slope)) + usual * parts[0].leant * parts[1].leant
+    alike = _divide(_among(kind, parts[0].unlike * parts[1].unlike, _REGION), _among(kind, across * 0 + 1, _REGION))
+    most = (parts[0].scatter * parts[1].scatter).sqrt()
+    alike = torch.minimum(torch.maximum(alike - across, -most), most)
+    own, theirs = parts[0].trusted * parts[1].trusted, (1 - parts[0].trusted) * (1 - parts[1].trusted)
+    of_gains = parts[0].slope * parts[1].slope * (own * across + theirs * alike)
+    shared = shared_remainder(sums, direction) + of_gains
     apart = parts[0].spread + parts[1].spread
     spread = (apart + 2 * shared).clamp(min=LEAST_SHARE * apart)
     explained = sum(_divide(part.variance, variance) * part.explained for part in parts)
     assert isinstance(explained, Tensor)
     carried = parts[0].carried + parts[1].carried
     nothing = torch.zeros_like(variance)
-    return _Estimate(variance, spread, explained, carried, nothing, nothing, nothing)
+    return _Estimate(variance, spread, explained, carried, *[nothing] * 4)
 
 
-def shared_error(sums: Moments, direction: Tensor, slopes: tuple[Tensor, Tensor]) -> Tensor:
-    r"""Covariance of the variances of both quadratures, shape `(...)`.
+def shared_remainder(sums: Moments, direction: Tensor) -> Tensor:
+    r"""Covariance of the variances of what the covariate leaves of both quadratures, shape `(...)`.
 
-    .. math:: \operatorname{Cov} = \frac{2 E[e_a e_q]^2}{S - 1} + \frac{s_a s_q \, g_{ac} g_{qb}}{S}
-
-    of what the covariate's b and its quadrature c leave of both, and of gains whose errors come of the other
-    quadrature, :math:`e_a = g_{ac} c + \dots`: where a network turns phases, one errs as the other does, with the other
-    sign.
+    .. math:: \operatorname{Cov} = \frac{2 E[e_a e_q]^2}{S - 1}
 
     Parameters
     ----------
     sums, direction
         As of `sigma_map`.
-    slopes
-        :math:`s = \partial \hat\sigma^2 / \partial \hat g` of each.
     """
     count = sums.count
-    (a_a, b_b, a_b), (q_q, c_c, q_c) = (_along(sums, turned) for turned in (direction, 1j * direction))
-    gains, rests = zip(_own_fit(a_a, b_b, a_b, count), _own_fit(q_q, c_c, q_c, count), strict=True)
-    # products of one quadrature with the other
-    turn, apart = direction.conj().square(), sums.u_wc.imag / 2
-    a_q, across, b_c = ((turn * one).imag / 2 for one in (sums.u_u, sums.u_w, sums.w_w))
-    q_b, a_c = across + apart, across - apart
+    gains, rests, (a_q, q_b, a_c, b_c) = _both(sums, direction)
     left = (a_q - gains[0] * q_b - gains[1] * a_c + gains[0] * gains[1] * b_c) / (count - 1)
     # by chance it is not 0: take that off, and of several voxels, so that little is left of chance
-    both = rests[0] * rests[1]
-    common = neighbourhood_mean(left.square() - both / (count - 1), 5).clamp_min(0)
-    crossed = neighbourhood_mean(_divide(a_c, c_c) * _divide(q_b, b_b), 5)
-    return 2 * torch.minimum(common, both) / (count - 1) + slopes[0] * slopes[1] * crossed / count
+    product = rests[0] * rests[1]
+    common = neighbourhood_mean(left.square() - product / (count - 1), 5).clamp_min(0)
+    return 2 * torch.minimum(common, product) / (count - 1)
+
+
+def crossed_gains(sums: Moments, direction: Tensor) -> Tensor:
+    r"""Covariance of the gains of both quadratures, shape `(...)`.
+
+    .. math:: \operatorname{Cov}(\hat g_a, \hat g_q) = \frac{g_{ac} \, g_{qb}}{S}, \qquad e_a = g_{ac} c + \dots
+
+    b and its quadrature c are independent, so that a gain errs by what its component has of the other one: where a
+    network turns phases, one errs as the other does, with the other sign.
+
+    Parameters
+    ----------
+    sums, direction
+        As of `sigma_map`.
+    """
+    gains, _, (_, q_b, a_c, b_c) = _both(sums, direction)
+    b_b, c_c = (_along(sums, turned)[1] for turned in (direction, 1j * direction))
+    # less what b and c have in common by chance
+    partial = _divide(a_c - gains[0] * b_c, c_c) * _divide(q_b - gains[1] * b_c, b_b)
+    return neighbourhood_mean(partial, 5) / sums.count
+
+
+def _both(sums: Moments, direction: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Own gains and remainders of both quadratures, and sums of products of one with the other: aq, qb, ac, bc."""
+    fits = [_own_fit(*_along(sums, turned), sums.count) for turned in (direction, 1j * direction)]
+    turn, apart = direction.conj().square(), sums.u_wc.imag / 2
+    a_q, across, b_c = ((turn * one).imag / 2 for one in (sums.u_u, sums.u_w, sums.w_w))
+    return [gain for gain, _ in fits], [rest for _, rest in fits], [a_q, across + apart, across - apart, b_c]
 
 
 def _along(sums: Moments, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -283,8 +305,8 @@ def _own_fit(a_a: Tensor, b_b: Tensor, a_b: Tensor, count: int) -> tuple[Tensor,
 
 def _leaning_gain(
     own: Tensor, a_b: Tensor, b_b: Tensor, known: Tensor, rest: Tensor, kind: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Gain of each voxel, between its own and its neighbours', its variance, w, and its distance from theirs by τ.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r"""Gain of each voxel, between its own and its neighbours', its variance, w, its distance from theirs, τ².
 
     True gains scatter around those of their 5 × 5 neighbours with a variance τ²; a voxel's own is known to
     :math:`v = E[e^2]/\sum b^2`, the neighbours' to v'. Then the best guess, and its variance, are
@@ -310,8 +332,8 @@ def _leaning_gain(
     # a voxel unlike its neighbours keeps near what it says itself (limited translation, Efron & Morris)
     farthest = _FARTHEST * doubt.sqrt()
     shift = ((1 - share) * (theirs - own)).clamp(-farthest, farthest)
-    unlike = torch.where(around > 0, _divide(own - theirs, scatter.sqrt()), 0)
-    return own + shift, share * doubt, share, unlike
+    unlike = torch.where(around > 0, own - theirs, 0)
+    return own + shift, share * doubt, share, unlike, scatter
 
 
 def _circular(sums: Moments, covariate_variance: Tensor, *, halved: bool) -> _Estimate:
@@ -328,7 +350,7 @@ def _circular(sums: Moments, covariate_variance: Tensor, *, halved: bool) -> _Es
     part = 2 if halved else 1
     nothing = torch.zeros_like(variance)
     return _Estimate(
-        variance / part, 2 * (variance / part).square() / freedom, explained, carried / part, *[nothing] * 3
+        variance / part, 2 * (variance / part).square() / freedom, explained, carried / part, *[nothing] * 4
     )
 
 

@@ -1,5 +1,6 @@
 """The sketch: σ from random probes pushed through the Jacobian of a reconstruction."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from voxelsigma.noise.surrogate import (
     adapted,
 )
 from voxelsigma.noise.voxels import object_mask, phase_factor
+
+logger = logging.getLogger("voxelsigma.sketch")
 
 _CHEAP = -1
 """Last counter of probes that are pushed through a surrogate alone; those of images are 0 and more."""
@@ -255,6 +258,10 @@ class _Control:
         learned, again = self._covariate.learned, self._covariate.again
         if learned is not None and again is not None:
             second = again(batch, images)
+            # what is no number anywhere would be none in the whole map
+            if not bool(learned(images, second).isfinite().all()):
+                logger.warning("the learned surrogate is not finite: the sketch goes on with the filter of this scan")
+                return
             self._surrogate = adapted(learned, pushed, images, second, self._image, self._direction)
             self._simulated = SimulatedVariance(draw=self._drawn, known=self.variance)
 

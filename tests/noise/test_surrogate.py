@@ -165,6 +165,24 @@ def test_a_learned_surrogate_lowers_the_error_and_keeps_the_mean(smooth_maps: Ma
         assert abs(float(one.mean())) < 0.01
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_a_surrogate_that_is_no_number_is_left_out(
+    smooth_maps: MapMaker, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One weight, of one voxel."""
+    problem = problem_of(smooth_maps)
+    weights = TRUE.near.weights.clone()
+    weights[3, 20, 20] = value * (1e200 if value == 1e200 else 1)
+    broken = Surrogate(near=replace(TRUE.near, weights=weights), again=TRUE.again)
+    covariate = problem.covariate()
+    states = [
+        sketch(pushing(problem, 0.15), source(problem, 13), Stopping(probes=16), covariate=one)
+        for one in (covariate, replace(covariate, learned=broken))
+    ]
+    assert torch.equal(states[1].map().sigma, states[0].map().sigma)
+    assert "the learned surrogate is not finite" in caplog.text
+
+
 def test_chunks_do_not_matter(smooth_maps: MapMaker) -> None:
     problem = problem_of(smooth_maps)
     covariate = replace(problem.covariate(), learned=TRUE)
