@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.instant import ACCELERATIONS, JUDGED_AT, MATRIX, WRONG, Case, head_case
+from bench.instant import ACCELERATIONS, JUDGED_AT, MATRIX, WRONG, Case, head_case, worst_region
 from bench.networks import data_folder
 from bench.processes import ROOT
 from voxelsigma.models.cards import load_card, load_model
@@ -128,15 +128,6 @@ def _source(case: Case, seed: int) -> ProbeSource:
 
 def _sketched(case: Case, linearization: Linearization, covariate: Covariate, probes: int, *, seed: int) -> Sketch:
     return sketch(linearization, _source(case, seed), Stopping(probes=probes), covariate=covariate)
-
-
-def worst_region(variance: Tensor, truth: Tensor, labels: Tensor, scale: Tensor) -> float:
-    """Relative error of σ in the region where it is largest."""
-    off = []
-    for number in range(int(labels.max()) + 1):
-        here = (labels == number) & (scale > 0)
-        off.append(abs(float(((variance[here] / scale[here]).mean() / (truth[here] / scale[here]).mean()).log()) / 2))
-    return float(np.expm1(max(off)))
 
 
 def table(found: Sequence[Told]) -> Table:

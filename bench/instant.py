@@ -29,7 +29,7 @@ from torch import Tensor
 from bench.brains import full_scan, poisson_scan
 from bench.networks import SHIPPED, SNR, data_folder, make_case
 from bench.processes import ROOT
-from bench.recorded import Recorded, Stopwatch, sketched
+from bench.recorded import Recorded, sketched
 from voxelsigma.models.cards import load_card, load_model
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import KINDS, SigmaPredictor, plane_features, probe_features
@@ -205,7 +205,9 @@ def one_scan(case: Case, predictor: SigmaPredictor, seed: int, reference: int) -
     sketched(replace(linearization, push=recorded), source, covariate, COUNTS, look)
     begun = time.perf_counter()
     of_scan = plane_features(plane, case.kspace, image, covariate)
-    learned = replace(covariate, learned=predictor.surrogate.surrogate(of_scan))
+    assert covariate.normal is not None
+    learned = replace(covariate, learned=predictor.surrogate.surrogate(of_scan, covariate.normal))
+    energies = RegionEnergies(regions(object_mask(image)), covariate.variance, phase_factor(image))
     by_prediction = time.perf_counter() - begun + by_covariate
 
     def predict(state: Sketch) -> Priors:
@@ -214,13 +216,12 @@ def one_scan(case: Case, predictor: SigmaPredictor, seed: int, reference: int) -
         seen.said.append(priors["magnitude"])
         return {kind: priors[kind] for kind in kinds}
 
-    energies = RegionEnergies(regions(object_mask(image)), covariate.variance, phase_factor(image))
-    judge, judging = Judge(energies=energies, predict=predict), Stopwatch()
+    judge = Judge(energies=energies, predict=predict)
 
     def judged(state: Sketch, seconds: float) -> None:
-        verdict = judging.around(judge.verdict)(state)
-        own = by_prediction + seconds + judging.spent
-        seen.seconds["instant"].append(once + recorded.seconds(state.sums.count) + own)
+        # what was found after this step, within the seconds
+        verdict = judge.verdict(state)
+        seen.seconds["instant"].append(once + recorded.seconds(state.sums.count) + by_prediction + seconds)
         seen.passed.append(verdict.certified)
         for kind in kinds:
             seen.add(kind, "instant", verdict.map(kind))
@@ -252,14 +253,19 @@ def told_right(seen: Seen, truth: Sketch, scale: Tensor) -> dict[str, Any]:
     """Whether the test at 16 probes was right: how far the worst region of the last prediction till then is off."""
     labels, known = regions(truth.inside), measured_variance(truth.map())
     said = seen.said[min(1, len(seen.said) - 1)]
-    usable = (scale > 0) & ~said.vague()
+    worst = worst_region(said.mean(), known, torch.where(said.vague(), -1, labels), scale)
+    return {"worst_region": worst, "kept": seen.passed[COUNTS.index(JUDGED_AT)]}
+
+
+def worst_region(variance: Tensor, truth: Tensor, labels: Tensor, scale: Tensor) -> float:
+    """Relative error of σ in the region where it is largest; 0 where no region has a voxel that is compared."""
     off = [0.0]
     for number in range(int(labels.max()) + 1):
-        here = (labels == number) & usable
+        here = (labels == number) & (scale > 0)
         if bool(here.any()):
-            ratio = (known[here] / scale[here]).mean() / (said.mean()[here] / scale[here]).mean()
+            ratio = (variance[here] / scale[here]).mean() / (truth[here] / scale[here]).mean()
             off.append(abs(float(ratio.log()) / 2))
-    return {"worst_region": float(np.expm1(max(off))), "kept": seen.passed[COUNTS.index(JUDGED_AT)]}
+    return float(np.expm1(max(off)))
 
 
 def certified(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -65,16 +65,31 @@ def sketched(
     keep: Callable[[Tensor], None] | None = None,
     between: Callable[[Sketch], object] | None = None,
 ) -> None:
-    """A sketch block by block; at some counts it is looked at, with the seconds beside the pushes."""
-    push, spent, clock = Stopwatch(), [0.0], [time.perf_counter()]
+    """A sketch block by block; at some counts it is looked at, with the seconds beside the pushes.
+
+    Parameters
+    ----------
+    linearization, source, covariate
+        As of `voxelsigma.noise.sketch.sketch`.
+    counts
+        After how many probes it is looked at; the last one ends it.
+    look
+        Given the sketch and the seconds that it, `keep` and `between` have taken so far; its own do not count.
+    keep
+        Given every batch of pushed probes.
+    between
+        Given the sketch after every block, before it is looked at.
+    """
+    push, spent, begun = Stopwatch(), 0.0, time.perf_counter()
 
     def enough(state: Sketch) -> bool:
-        spent[0] += time.perf_counter() - clock[0]
-        if state.sums.count in counts:
-            look(state, spent[0] - push.spent)
-        clock[0] = time.perf_counter()
+        nonlocal spent, begun
         if between is not None:
             between(state)
+        spent += time.perf_counter() - begun
+        if state.sums.count in counts:
+            look(state, spent - push.spent)
+        begun = time.perf_counter()
         return False
 
     timed = replace(linearization, push=push.around(linearization.push))

@@ -46,4 +46,6 @@ def prediction(
         found = predictor.predict(features, covariate.variance)
         return {"magnitude": found["magnitude"]} if real else found
 
-    return predict, replace(covariate, learned=predictor.surrogate.surrogate(of_scan))
+    assert covariate.normal is not None
+    learned = predictor.surrogate.surrogate(of_scan, covariate.normal)
+    return predict, replace(covariate, learned=learned)

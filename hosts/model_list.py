@@ -25,6 +25,8 @@ class Listed:
         Numbers in its weights; 0 without any.
     size
         Bytes of the weights; 0 without any.
+    predictor
+        Bytes of the predictor of its σ maps; 0 without one.
     acceleration, coils, dimension
         What it is fit for.
     figures
@@ -36,6 +38,7 @@ class Listed:
     architecture: str
     parameters: int
     size: int
+    predictor: int
     acceleration: tuple[float, float]
     coils: tuple[int, int]
     dimension: int
@@ -44,12 +47,12 @@ class Listed:
 
 
 def listed(name: str) -> Listed:
-    """What a list says of a card, by its name or path; its weights are read and checked.
+    """What a list says of a card, by its name or path; its weights and its predictor are read and checked.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the card is bad, or its weights are missing, others, or cannot be read.
+        If the card is bad, or its weights or its predictor are missing, others, or cannot be read.
     """
     from voxelsigma.models.cards import load_card
 
@@ -60,6 +63,7 @@ def listed(name: str) -> Listed:
         architecture=card.architecture,
         parameters=_parameters(card),
         size=0 if card.weights is None else card.weights.stat().st_size,
+        predictor=_predictor_size(card),
         acceleration=card.acceleration,
         coils=card.coils,
         dimension=card.dimension,
@@ -72,7 +76,18 @@ def models_grid(found: list[Listed]) -> "Grid":
     """The list as a table."""
     from voxelsigma.training.tables import Grid
 
-    headings = ("name", "architecture", "parameters", "kB", "R", "coils", "dim", "dB above linear at R=4, 6", "licence")
+    headings = (
+        "name",
+        "architecture",
+        "parameters",
+        "kB",
+        "σ predictor, kB",
+        "R",
+        "coils",
+        "dim",
+        "dB above linear at R=4, 6",
+        "licence",
+    )
     return Grid("model cards", headings, tuple(_row(card) for card in found))
 
 
@@ -82,6 +97,7 @@ def _row(card: Listed) -> tuple[str, ...]:
         card.architecture,
         f"{card.parameters:,}" if card.size else "-",
         f"{card.size / 1000:,.0f}" if card.size else "-",
+        f"{card.predictor / 1000:,.0f}" if card.predictor else "-",
         _range(card.acceleration),
         _range(card.coils),
         f"{card.dimension}D",
@@ -110,6 +126,17 @@ def _parameters(card: "ModelCard") -> int:
         return 0
     tensors = read_weights(card.weights, sha256=card.sha256, stated_by=card.path.name)
     return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _predictor_size(card: "ModelCard") -> int:
+    import torch
+
+    from voxelsigma.models.predictor_file import load_predictor
+
+    if card.predictor is None:
+        return 0
+    load_predictor(card, torch.device("cpu"))
+    return card.predictor.stat().st_size
 
 
 def _range(limits: tuple[float, float]) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from voxelsigma.models.conjugate_gradients import conjugate_gradients
 from voxelsigma.models.encoding import SenseEncoding
+from voxelsigma.models.grid import apply_axes
 from voxelsigma.noise.tape_implicit import ImplicitPush, Pull, implicit
 
 # a λ of 0.05 needs 30 of them for 1e-6, one of 0.001 needs 200
@@ -103,6 +104,35 @@ def normal_operator(sensitivities: Tensor, mask: Tensor) -> Callable[[Tensor], T
     operator = _uncentred_operator(sensitivities.real.new_zeros(()), sensitivities, mask)
     axes = (-2, -1)
     return lambda images: torch.fft.fftshift(operator(torch.fft.ifftshift(images, dim=axes)), dim=axes)
+
+
+def normal_between(sensitivities: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Callable[[Tensor], Tensor]:
+    r"""`A^H A` of images on another grid than that of the samples: finer, or a part of the field of view.
+
+    .. math:: N = \frac1g \sum_c S_c^* P M P^H S_c
+
+    with the transforms P from k-space to the image, and g, which :math:`P P^H` multiplies images by at most, so that
+    :math:`\|N\| \le 1`. On the grid of the samples it is `normal_operator`.
+
+    Parameters
+    ----------
+    sensitivities
+        Shape `(coils, y, x)`, complex, unit-norm.
+    mask
+        Sampled positions, shape `(k1, k0)`.
+    rows, columns
+        From k-space to the image along y and x, shapes `(y, k1)` and `(x, k0)`, complex.
+    """
+    gain = float(torch.linalg.matrix_norm(rows, 2) * torch.linalg.matrix_norm(columns, 2)) ** 2
+    conjugated = (sensitivities.conj() / gain).resolve_conj()
+    back = rows.mH, columns.mH
+
+    def operator(images: Tensor) -> Tensor:
+        # images: (..., y, x) -> (..., coils, k1, k0) -> (..., y, x)
+        samples = apply_axes(back, sensitivities * images.unsqueeze(-3)).mul_(mask)
+        return (conjugated * apply_axes((rows, columns), samples)).sum(dim=-3)
+
+    return operator
 
 
 def _encoded_twice(images: Tensor, sensitivities: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The network that predicts σ maps, and what it sees of a scan and of its first probes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from voxelsigma.models.feature_unet import FeatureUNet
 from voxelsigma.models.problem import PlaneProblem
-from voxelsigma.models.surrogate_net import SurrogateNet
+from voxelsigma.models.surrogate_net import GRADIENT_STAGES, SurrogateNet
 from voxelsigma.noise.fusion import measured_variance
 from voxelsigma.noise.moments import projected
 from voxelsigma.noise.prior import Prior
@@ -49,7 +49,7 @@ class SigmaPredictor(FeatureUNet):
     ----------
     channels, levels
         Of the `FeatureUNet`.
-    surrogate_channels, surrogate_levels
+    surrogate_channels, surrogate_levels, surrogate_stages
         Of the `SurrogateNet`.
 
     Attributes
@@ -61,10 +61,18 @@ class SigmaPredictor(FeatureUNet):
     """
 
     def __init__(
-        self, *, channels: int = 24, levels: int = 3, surrogate_channels: int = 32, surrogate_levels: int = 3
+        self,
+        *,
+        channels: int = 24,
+        levels: int = 3,
+        surrogate_channels: int = 32,
+        surrogate_levels: int = 3,
+        surrogate_stages: Sequence[float] = GRADIENT_STAGES,
     ) -> None:
         super().__init__(given=FEATURES, wanted=2 * len(KINDS), channels=channels, levels=levels)
-        self.surrogate = SurrogateNet(given=OF_SCAN, channels=surrogate_channels, levels=surrogate_levels)
+        self.surrogate = SurrogateNet(
+            given=OF_SCAN, channels=surrogate_channels, levels=surrogate_levels, stages=surrogate_stages
+        )
         self.calibration: Tensor
         self.register_buffer("calibration", torch.ones(len(KINDS)))
         with torch.no_grad():

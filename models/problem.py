@@ -1,11 +1,11 @@
 """One plane to reconstruct: what is known beside the data themselves."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from voxelsigma.models.encoding import SenseEncoding
 from voxelsigma.models.fourier import centred_combination
 from voxelsigma.models.grid import (
     Window,
@@ -16,8 +16,9 @@ from voxelsigma.models.grid import (
     linear_matrix,
     symmetric_window,
 )
-from voxelsigma.models.normal_equations import normal_operator
+from voxelsigma.models.normal_equations import normal_between, normal_operator
 from voxelsigma.noise.covariate import coil_correlation, zero_filled_variance
+from voxelsigma.noise.inverse import Operator
 from voxelsigma.noise.response import filtered_variance
 from voxelsigma.noise.sketch import Covariate
 from voxelsigma.noise.voxels import phase_factor
@@ -127,25 +128,27 @@ class PlaneProblem:
         plain = self.output_matrices(windows) == (None, None)
         conjugated = sensitivities.conj().resolve_conj()
         combine = centred_combination(conjugated) if plain else None
-        sampled = (self.cropped_weights(windows) > 0).to(device, sensitivities.real.dtype)
-        normal = normal_operator(sensitivities, sampled) if plain else None
-        encoding = SenseEncoding(self.sensitivities_on((windows[0].size, windows[1].size)), sampled)
 
-        def combined(samples: Tensor) -> Tensor:
+        def push(probes: Tensor) -> Tensor:
+            samples = windows[1].crop(windows[0].crop(probes, -2), -1)
             if combine is not None:
                 return combine(samples)
             # coil images: (probes, coils, y, x) -> (probes, y, x)
             return (conjugated * apply_axes((rows, columns), samples)).sum(dim=-3)
 
-        def push(probes: Tensor) -> Tensor:
-            return combined(windows[1].crop(windows[0].crop(probes, -2), -1))
+        # nobody may ask for it
+        @cache
+        def operator() -> Operator:
+            sampled = (self.cropped_weights(windows) > 0).to(device, sensitivities.real.dtype)
+            return (
+                normal_operator(sensitivities, sampled)
+                if plain
+                else normal_between(sensitivities, sampled, rows, columns)
+            )
 
-        def again(probes: Tensor, images: Tensor) -> Tensor:
-            if normal is not None:
-                # one probe at a time stays in a CPU's cache
-                return torch.cat([normal(part) for part in images.split(len(images) if images.is_cuda else 1)])
-            samples = windows[1].crop(windows[0].crop(probes, -2), -1)
-            return combined(encoding.forward(encoding.adjoint(samples)))
+        def normal(images: Tensor) -> Tensor:
+            # one probe at a time stays in a CPU's cache
+            return torch.cat([operator()(part) for part in images.split(len(images) if images.is_cuda else 1)])
 
         cropped = windows[1].crop(windows[0].crop(self.variance, -2), -1)
         carried = (rows[0] != 0).unsqueeze(1) & (columns[0] != 0)
@@ -156,5 +159,5 @@ class PlaneProblem:
             variance=zero_filled_variance(sensitivities, white).double(),
             filtered_variance=lambda response: filtered_variance(response, sensitivities, correlation),
             correlation=correlation,
-            again=again,
+            normal=normal,
         )

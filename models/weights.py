@@ -17,6 +17,13 @@ from torch import Tensor, nn
 PICKLED = (".pt", ".pth", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
 _SAFE_SINCE = (2, 6)
+_TYPES = frozenset(
+    (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+)
+"""Of others, packed for some device, nothing can be said."""
 
 
 def read_weights(path: Path, *, sha256: str | None = None, stated_by: str = "") -> dict[str, Tensor]:
@@ -50,6 +57,9 @@ def read_weights(path: Path, *, sha256: str | None = None, stated_by: str = "") 
     if sha256 is not None and digest != sha256:
         raise ValueError(f"{path}: sha256 is {digest}, the card {stated_by} states {sha256}")
     tensors = _unpickled(path, content) if path.suffix in PICKLED else _safe(path, content)
+    strange = sorted(f"{key} ({value.dtype})" for key, value in tensors.items() if value.dtype not in _TYPES)
+    if strange:
+        raise ValueError(f"{path}: weights of types that cannot be computed with: {', '.join(strange)}")
     broken = sorted(key for key, value in tensors.items() if not bool(torch.isfinite(value).all()))
     if broken:
         raise ValueError(f"{path}: weights that are not finite: {', '.join(broken)}")

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from voxelsigma.noise.moments import Moments, projected
 from voxelsigma.noise.prior import Prior
-from voxelsigma.noise.sigma import LEAST_SHARE, MapKind, SigmaMap, crossed_gains, root_bias, shared_remainder
+from voxelsigma.noise.quadratures import Component, component, crossed_gains, quadratures, shared_remainder
+from voxelsigma.noise.sigma import LEAST_SHARE, MapKind, SigmaMap, root_bias
 from voxelsigma.noise.sketch import Sketch
 from voxelsigma.noise.voxels import neighbourhood_mean
 
@@ -27,7 +27,7 @@ def fused(found: SigmaMap, prior: Prior) -> SigmaMap:
         \frac{(\nu + \nu_0)\hat\sigma^2}{\sigma^2} \sim \chi^2_{\nu + \nu_0}
 
     (conjugate to the sum of squares; Smyth, Stat Appl Genet Mol Biol 2004, eq. 3). True if the errors of the two have
-    nothing in common: of the magnitude map take `independent_map`.
+    nothing in common: of either kind of map take `independent_map`, not a sketch's own.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def fused(found: SigmaMap, prior: Prior) -> SigmaMap:
 def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     r"""The map of a sketch in which no voxel leans on its neighbours: to be fused with a prediction.
 
-    `Sketch.map` moves the control variate's gain in the magnitude map towards that of the neighbours, and errs where a
-    voxel is unlike them. So does a prediction: together both would count one error as two. Here a voxel has its own
-    gain alone,
+    For either kind of map `Sketch.map` moves the control variate's gains towards those of the neighbours, and errs
+    where a voxel is unlike them. So does a prediction: together both would count one error as two. Here a voxel has
+    its own gain alone; of the component in phase, a,
 
     .. math:: \hat\sigma^2 = \frac{\sum a^2}{S} + q \hat g^2 \Big(E[b^2] - \frac{\sum b^2}{S}\Big), \qquad
         \hat g = \frac{\sum a b}{\sum b^2}, \qquad
@@ -58,7 +58,8 @@ def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     with the explained part r² pooled over neighbours, which says what an estimate is worth, not what it is, and
     :math:`q = r^2 / (r^2 + (1 - r^2)/(S - 2))`, near 0 where r² does not stand out of its own noise. The gain's error,
     the residual's and that of what is not controlled add up. Never below :math:`(1 - q) \sum a^2 / S`. The complex map
-    is the sum of that of both quadratures.
+    is the sum of that and of the same of the other quadrature; to the variances of both is added what their errors have
+    in common, of the remainders (`shared_remainder`) and of the gains (`crossed_gains`), which may be negative.
 
     Parameters
     ----------
@@ -69,13 +70,14 @@ def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     """
     if state.covariate_variance is None or state.complex_linear:
         return state.map(kind)
-    quadratures = (state.direction,) if kind == "magnitude" else (state.direction, 1j * state.direction)
-    parts = [_own_gain(state.sums, one, state.covariate_variance / 2) for one in quadratures]
-    variance, spread, explained, carried, _ = torch.stack([torch.stack(part) for part in parts]).sum(dim=0)
-    count = state.sums.count
-    if kind == "complex":
-        of_gains = parts[0][-1] * parts[1][-1] * crossed_gains(state.sums, state.direction)
-        shared = shared_remainder(state.sums, state.direction) + of_gains
+    count, known = state.sums.count, state.covariate_variance / 2
+    if kind == "magnitude":
+        variance, spread, explained, carried, _ = _own_gain(component(state.sums, state.direction), known)
+    else:
+        both = quadratures(state.sums, state.direction)
+        parts = [_own_gain(one, known) for one in (both.in_phase, both.across)]
+        variance, spread, explained, carried, _ = (one + other for one, other in zip(*parts, strict=True))
+        shared = shared_remainder(both) + parts[0][-1] * parts[1][-1] * crossed_gains(both)
         spread = (spread + shared).clamp(min=LEAST_SHARE * spread)
     if state.covariate_freedom is not None:
         spread = spread + carried.square() / state.covariate_freedom
@@ -90,23 +92,20 @@ def independent_map(state: Sketch, kind: MapKind) -> SigmaMap:
     )
 
 
-def _own_gain(sums: Moments, direction: Tensor, known: Tensor) -> tuple[Tensor, ...]:
+def _own_gain(part: Component, known: Tensor) -> tuple[Tensor, ...]:
     """Of the component along a phase: variance, half of its estimate's variance, what is explained, carried, and slope.
 
     Carried is the part that stands on the covariate's variance, the slope that of the estimate with the gain.
     """
-    count = sums.count
-    a_a = projected(sums.u_u, sums.u_abs, direction).clamp_min(0)
-    b_b = projected(sums.w_w, sums.w_abs, direction).clamp_min(0)
-    a_b = projected(sums.u_w, sums.u_wc, direction)
+    # by rounding a sum of squares may be less than nothing
+    count, gain, a_a, b_b = part.count, part.gain, part.a_a.clamp_min(0), part.b_b.clamp_min(0)
     both = neighbourhood_mean(a_a * b_b, _NEIGHBOURS).clamp_min(_SMALLEST)
     # one real coefficient explains 1/S of anything
     by_chance = 1 / count
-    explained = ((neighbourhood_mean(a_b.square(), _NEIGHBOURS) / both - by_chance) / (1 - by_chance)).clamp(0, 1)
+    explained = ((neighbourhood_mean(part.a_b.square(), _NEIGHBOURS) / both - by_chance) / (1 - by_chance)).clamp(0, 1)
     explained = torch.where(b_b > 0, explained, 0)
     rest, least = 1 - explained, max(count - 2, 1)
     asked = explained / (explained + rest / least).clamp_min(_SMALLEST)
-    gain = a_b / b_b.clamp_min(_SMALLEST)
     variance = (a_a / count + asked * gain.square() * (known - b_b / count)).clamp_min(0)
     spread = 2 * explained * rest / least + rest.square() / (count - 1) + ((1 - asked) * explained).square() / count
     return (

@@ -6,8 +6,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d
 
+from voxelsigma.noise.local_filter import filtered, shifted, square
 from voxelsigma.noise.voxels import neighbourhood_mean, object_mask
 
 REACH: Final = 3
@@ -38,16 +39,7 @@ class Response:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Filter images, `(probes, y, x)` to the same shape; beyond the border they are 0."""
-        weights = self.weights.to(images.real.dtype)
-        filtered = []
-        # parts lie apart, so that rows are contiguous; one probe at a time stays in a CPU's cache
-        for part in images.split(len(images) if images.is_cuda else 1):
-            parts = torch.stack([part.real, part.imag])
-            total = torch.zeros_like(parts)
-            for weight, shifted in zip(weights, _shifted(parts, self.offsets), strict=True):
-                total.addcmul_(shifted, weight)
-            filtered.append(torch.complex(total[0], total[1]))
-        return torch.cat(filtered)
+        return filtered(images, self.weights.to(images.real.dtype), self.offsets)
 
 
 def fit_responses(
@@ -105,7 +97,7 @@ def fit_responses(
     sizes = [one.abs().square().mean().sqrt().clamp_min(torch.finfo(scale.dtype).tiny) for one in covariates]
     # seen: (probes, offsets, chosen) of each
     seen = [
-        torch.stack([(here * part.flatten(1)[:, chosen]).real for part in _shifted(one, shape.offsets)], dim=1)
+        torch.stack([(here * part.flatten(1)[:, chosen]).real for part in shifted(one, shape.offsets)], dim=1)
         * (scale / size)
         for one, shape, size in zip(covariates, shapes, sizes, strict=True)
     ]
@@ -170,7 +162,7 @@ def _shapes(reaches: Sequence[tuple[int, int]], features: int, observations: int
     for most, varying, count in ((REACH, VARYING_REACH, features), (REACH, 0, 1), (1, 0, 1)):
         shapes = []
         for reach, inner in reaches:
-            offsets = _square(min(reach, most))
+            offsets = square(min(reach, most))
             near = min(inner, varying)
             shapes.append(_Shape(offsets, [n for n, one in enumerate(offsets) if max(map(abs, one)) <= near]))
         if observations >= OBSERVATIONS_PER_WEIGHT * sum(shape.weights(count) for shape in shapes):
@@ -219,12 +211,12 @@ def filtered_variance(response: Response, sensitivities: Tensor, correlation: Te
     # beside the object the filter is one weight, and that was its variance
     places = (weights != 0).sum(dim=0).sub((weights[alone] != 0).int()).flatten().nonzero().flatten()
     weights = weights.flatten(1)[:, places]
-    filtered = torch.zeros(len(places), dtype=torch.float64, device=total.device)
+    energy = torch.zeros(len(places), dtype=torch.float64, device=total.device)
     for coil in sensitivities.conj():
         # weighted: (offsets, places)
-        weighted = weights * torch.stack([part.flatten()[places] for part in _shifted(coil, response.offsets)])
-        filtered += (weighted * (table.conj() @ weighted).conj()).real.sum(dim=0)
-    total[places] = filtered
+        weighted = weights * torch.stack([part.flatten()[places] for part in shifted(coil, response.offsets)])
+        energy += (weighted * (table.conj() @ weighted).conj()).real.sum(dim=0)
+    total[places] = energy
     return total.reshape(sensitivities.shape[1:]).clamp_min(0)
 
 
@@ -270,18 +262,6 @@ def _spread(inside: Tensor) -> Tensor:
     if len(places) <= MOST_VOXELS:
         return places
     return places[torch.arange(MOST_VOXELS, device=places.device) * len(places) // MOST_VOXELS]
-
-
-def _square(reach: int) -> tuple[tuple[int, int], ...]:
-    return tuple((y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1))
-
-
-def _shifted(images: Tensor, offsets: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Images `(..., y, x)` at i + δ for every δ, 0 beyond the border."""
-    reach = max(max(map(abs, offset)) for offset in offsets)
-    padded = pad(images, (reach, reach, reach, reach))
-    rows, columns = images.shape[-2:]
-    return [padded[..., reach + y : reach + y + rows, reach + x : reach + x + columns] for y, x in offsets]
 
 
 def _smooth(values: Tensor, size: int) -> Tensor:

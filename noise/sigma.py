@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.moments import Moments, projected
+from voxelsigma.noise.quadratures import (
+    Component,
+    Quadratures,
+    component,
+    crossed_gains,
+    quadratures,
+    quotient,
+    shared_remainder,
+)
 from voxelsigma.noise.voxels import neighbourhood_mean
 
 MapKind: TypeAlias = Literal["magnitude", "complex"]
@@ -124,9 +133,9 @@ def sigma_map(
     elif complex_linear:
         found = _circular(sums, covariate_variance, halved=kind == "magnitude")
     elif kind == "magnitude":
-        found = _in_phase(sums, direction, covariate_variance, inside)
+        found = _controlled(component(sums, direction), covariate_variance, inside)
     else:
-        found = _both_quadratures(sums, direction, covariate_variance, inside)
+        found = _both_quadratures(quadratures(sums, direction), covariate_variance, inside)
     freedom = found.freedom(sums.count, covariate_freedom)
     return SigmaMap(
         sigma=found.variance.clamp_min(0).sqrt() / root_bias(freedom),
@@ -145,29 +154,23 @@ def root_bias(freedom: Tensor) -> Tensor:
     return torch.where(freedom > 1e4, 1 - 0.25 / freedom, exact)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Estimate:
     """An estimate of a variance, its own variance, and the part r² that the covariate explains, `(...)` each.
 
-    `carried` is the part that stands on the covariate's variance, and errs as that does. `slope` is how much of a
-    gain's error is in the estimate, `trusted` the share of its own in it, `unlike` how far that is from the
-    neighbours', and `scatter` the variance of true ones.
+    `carried` is the part that stands on the covariate's variance, and errs as that does.
     """
 
     variance: Tensor
     spread: Tensor
     explained: Tensor
     carried: Tensor
-    slope: Tensor
-    trusted: Tensor
-    unlike: Tensor
-    scatter: Tensor
 
     def freedom(self, count: int, covariate_freedom: Tensor | None) -> Tensor:
         """Degrees of freedom; rounding may leave a spread of next to nothing."""
         least = 1e-6 * self.variance.square() / count
         doubt = 0 if covariate_freedom is None else 2 * self.carried.square() / covariate_freedom
-        found = _divide(2 * self.variance.square(), torch.maximum(self.spread + doubt, least))
+        found = quotient(2 * self.variance.square(), torch.maximum(self.spread + doubt, least))
         # of nothing at all nothing is known but how often it was looked at
         return torch.where(self.variance > 0, found, max(count - 1, 1)).clamp_min(1)
 
@@ -183,130 +186,86 @@ def _plain(sums: Moments, kind: MapKind, direction: Tensor, *, complex_linear: b
         freedom = 2 * count / (1 + _circularity(sums, complex_linear=complex_linear))
         variance = variance / 2 if kind == "magnitude" else variance
     nothing = torch.zeros_like(variance)
-    return _Estimate(variance, 2 * variance.square() / freedom, *[nothing] * 6)
+    return _Estimate(variance=variance, spread=2 * variance.square() / freedom, explained=nothing, carried=nothing)
 
 
-def _in_phase(sums: Moments, direction: Tensor, covariate_variance: Tensor, inside: Tensor | None) -> _Estimate:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gain:
+    """A gain between a voxel's own and its neighbours', and its variance `doubt`, `(...)` each: `_leaning_gain`.
+
+    `share` is w of its own, `unlike` how far that is from the neighbours', `distance` the variance of a true one around
+    those, τ² + v'.
+    """
+
+    value: Tensor
+    doubt: Tensor
+    share: Tensor
+    unlike: Tensor
+    distance: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Controlled(_Estimate):
+    """An estimate with control variate; `slope` is how much of the gain's error is in it."""
+
+    gain: _Gain
+    slope: Tensor
+
+
+def _controlled(part: Component, covariate_variance: Tensor, inside: Tensor | None) -> _Controlled:
     """The component along a phase, with control variate."""
-    count = sums.count
-    a_a, b_b, a_b = _along(sums, direction)
-    known = covariate_variance / 2
-    explained = _pooled_explained(a_b.square(), a_a * b_b, 1 / count)
-    own, rest = _own_fit(a_a, b_b, a_b, count)
-    kind = torch.ones_like(rest, dtype=torch.bool) if inside is None else inside.to(rest.device)
-    gain, doubt, trusted, unlike, scatter = _leaning_gain(own, a_b, b_b, known, rest, kind)
+    count, rest, known = part.count, part.rest, covariate_variance / 2
+    explained = _pooled_explained(part.a_b.square(), part.a_a * part.b_b, 1 / count)
+    found = _leaning_gain(part, known, _kinds(inside, rest))
+    gain, doubt = found.value, found.doubt
     controlled = (gain.square() + doubt) * known + rest
     # what the neighbours are trusted with is itself an estimate from these probes
     trust = 1 + _PROBES_OF_TRUST / count
     spread = trust * (known.square() * doubt * (4 * gain.square() + 2 * doubt) + 2 * rest.square() / (count - 1))
     # where the covariate explains next to nothing it is not asked
     asked = _shrinkage(explained, count - 2).square()
-    plain = a_a / count
+    plain = part.a_a / count
     plain_spread = 2 * plain.square() / (count - 1)
     variance = asked * controlled + (1 - asked) * plain
     deviation = asked * spread.sqrt() + (1 - asked) * plain_spread.sqrt()
-    without = (b_b == 0) | (variance == 0)
-    return _Estimate(
+    without = (part.b_b == 0) | (variance == 0)
+    return _Controlled(
         variance=torch.where(without, plain, variance),
         spread=torch.where(without, plain_spread, deviation.square()),
         explained=explained,
         carried=torch.where(without, 0, asked * gain.square() * known),
-        unlike=unlike,
-        scatter=scatter,
-        trusted=trusted,
+        gain=found,
         slope=torch.where(without, 0, 2 * asked * gain * known),
     )
 
 
-def _both_quadratures(sums: Moments, direction: Tensor, covariate_variance: Tensor, inside: Tensor | None) -> _Estimate:
+def _both_quadratures(both: Quadratures, covariate_variance: Tensor, inside: Tensor | None) -> _Estimate:
     """The complex voxel as the sum of what is in phase and what is not, each with a gain of its own."""
-    parts = [_in_phase(sums, turned, covariate_variance, inside) for turned in (direction, 1j * direction)]
-    variance = parts[0].variance + parts[1].variance
-    across = crossed_gains(sums, direction)
-    # a voxel that is unlike its neighbours in one quadrature may be so in the other
-    kind = torch.ones_like(variance, dtype=torch.bool) if inside is None else inside.to(variance.device)
-    alike = _divide(_among(kind, parts[0].unlike * parts[1].unlike, _REGION), _among(kind, across * 0 + 1, _REGION))
-    most = (parts[0].scatter * parts[1].scatter).sqrt()
-    alike = torch.minimum(torch.maximum(alike - across, -most), most)
-    own, theirs = parts[0].trusted * parts[1].trusted, (1 - parts[0].trusted) * (1 - parts[1].trusted)
-    of_gains = parts[0].slope * parts[1].slope * (own * across + theirs * alike)
-    shared = shared_remainder(sums, direction) + of_gains
-    apart = parts[0].spread + parts[1].spread
-    spread = (apart + 2 * shared).clamp(min=LEAST_SHARE * apart)
-    explained = sum(_divide(part.variance, variance) * part.explained for part in parts)
-    assert isinstance(explained, Tensor)
-    carried = parts[0].carried + parts[1].carried
-    nothing = torch.zeros_like(variance)
-    return _Estimate(variance, spread, explained, carried, *[nothing] * 4)
-
-
-def shared_remainder(sums: Moments, direction: Tensor) -> Tensor:
-    r"""Covariance of the variances of what the covariate leaves of both quadratures, shape `(...)`.
-
-    .. math:: \operatorname{Cov} = \frac{2 E[e_a e_q]^2}{S - 1}
-
-    Parameters
-    ----------
-    sums, direction
-        As of `sigma_map`.
-    """
-    count = sums.count
-    gains, rests, (a_q, q_b, a_c, b_c) = _both(sums, direction)
-    left = (a_q - gains[0] * q_b - gains[1] * a_c + gains[0] * gains[1] * b_c) / (count - 1)
-    # by chance it is not 0: take that off, and of several voxels, so that little is left of chance
-    product = rests[0] * rests[1]
-    common = neighbourhood_mean(left.square() - product / (count - 1), 5).clamp_min(0)
-    return 2 * torch.minimum(common, product) / (count - 1)
-
-
-def crossed_gains(sums: Moments, direction: Tensor) -> Tensor:
-    r"""Covariance of the gains of both quadratures, shape `(...)`.
-
-    .. math:: \operatorname{Cov}(\hat g_a, \hat g_q) = \frac{g_{ac} \, g_{qb}}{S}, \qquad e_a = g_{ac} c + \dots
-
-    b and its quadrature c are independent, so that a gain errs by what its component has of the other one: where a
-    network turns phases, one errs as the other does, with the other sign.
-
-    Parameters
-    ----------
-    sums, direction
-        As of `sigma_map`.
-    """
-    gains, _, (_, q_b, a_c, b_c) = _both(sums, direction)
-    b_b, c_c = (_along(sums, turned)[1] for turned in (direction, 1j * direction))
-    # less what b and c have in common by chance
-    partial = _divide(a_c - gains[0] * b_c, c_c) * _divide(q_b - gains[1] * b_c, b_b)
-    return neighbourhood_mean(partial, 5) / sums.count
-
-
-def _both(sums: Moments, direction: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Own gains and remainders of both quadratures, and sums of products of one with the other: aq, qb, ac, bc."""
-    fits = [_own_fit(*_along(sums, turned), sums.count) for turned in (direction, 1j * direction)]
-    turn, apart = direction.conj().square(), sums.u_wc.imag / 2
-    a_q, across, b_c = ((turn * one).imag / 2 for one in (sums.u_u, sums.u_w, sums.w_w))
-    return [gain for gain, _ in fits], [rest for _, rest in fits], [a_q, across + apart, across - apart, b_c]
-
-
-def _along(sums: Moments, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of a², b² and a b of the components along a phase."""
-    return (
-        projected(sums.u_u, sums.u_abs, direction),
-        projected(sums.w_w, sums.w_abs, direction),
-        projected(sums.u_w, sums.u_wc, direction),
+    one, other = (_controlled(part, covariate_variance, inside) for part in (both.in_phase, both.across))
+    variance, apart = one.variance + other.variance, one.spread + other.spread
+    of_gains = _shared_gain(one.gain, other.gain, crossed_gains(both), _kinds(inside, variance))
+    shared = shared_remainder(both) + one.slope * other.slope * of_gains
+    return _Estimate(
+        variance=variance,
+        spread=(apart + 2 * shared).clamp(min=LEAST_SHARE * apart),
+        explained=quotient(one.variance * one.explained + other.variance * other.explained, variance),
+        carried=one.carried + other.carried,
     )
 
 
-def _own_fit(a_a: Tensor, b_b: Tensor, a_b: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Each voxel's own gain, and the variance of what it leaves."""
-    gain = _divide(a_b, b_b)
-    # one real coefficient of `count` real observations; rounding may leave less than nothing of a perfect fit
-    return gain, ((a_a - gain * a_b) / (count - 1)).clamp_min(0)
+def _shared_gain(one: _Gain, other: _Gain, across: Tensor, kind: Tensor) -> Tensor:
+    """Covariance of the errors of two leaning gains, of whose own ones that is `across`, shape `(...)`."""
+    # a voxel that is unlike its neighbours in one quadrature may be so in the other
+    number = _among(kind, torch.ones_like(across), _REGION)
+    alike = quotient(_among(kind, one.unlike * other.unlike, _REGION), number) - across
+    # by Cauchy and Schwarz
+    most = (one.distance * other.distance).sqrt()
+    alike = torch.minimum(torch.maximum(alike, -most), most)
+    return one.share * other.share * across + (1 - one.share) * (1 - other.share) * alike
 
 
-def _leaning_gain(
-    own: Tensor, a_b: Tensor, b_b: Tensor, known: Tensor, rest: Tensor, kind: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    r"""Gain of each voxel, between its own and its neighbours', its variance, w, its distance from theirs, τ².
+def _leaning_gain(part: Component, known: Tensor, kind: Tensor) -> _Gain:
+    r"""Gain of each voxel, between its own and its neighbours'.
 
     True gains scatter around those of their 5 × 5 neighbours with a variance τ²; a voxel's own is known to
     :math:`v = E[e^2]/\sum b^2`, the neighbours' to v'. Then the best guess, and its variance, are
@@ -317,29 +276,30 @@ def _leaning_gain(
     with :math:`\tau^2 + v + v' = E[(\hat g - g')^2]`, averaged over 15 × 15 voxels (empirical Bayes; Efron &
     Morris, J Am Stat Assoc 1973). With ever more probes :math:`w \to 1`.
     """
-    usual = _divide(_among(kind, rest, 5), _among(kind, torch.ones_like(rest), 5))
+    own, b_b, rest = part.gain, part.b_b, part.rest
+    usual = quotient(_among(kind, rest, 5), _among(kind, torch.ones_like(rest), 5))
     around = (25 * _among(kind, b_b, 5) - b_b).clamp_min(0)
     # of a voxel that is alone among its kind nothing but rounding is left
     around = torch.where(around > _ROUNDING * b_b, around, 0)
-    theirs = _divide(25 * _among(kind, a_b, 5) - a_b, around)
-    doubt, their_doubt = _divide(usual, b_b), _divide(usual, around)
+    theirs = quotient(25 * _among(kind, part.a_b, 5) - part.a_b, around)
+    doubt, their_doubt = quotient(usual, b_b), quotient(usual, around)
     excess = torch.where(around > 0, (own - theirs).square() - doubt - their_doubt, 0)
-    scatter = _divide(_among(kind, excess * known, _REGION), _among(kind, known, _REGION)).clamp_min(0)
+    scatter = quotient(_among(kind, excess * known, _REGION), _among(kind, known, _REGION)).clamp_min(0)
     trusted = scatter + their_doubt
-    share = torch.where(around > 0, _divide(trusted, trusted + doubt), 1)
+    share = torch.where(around > 0, quotient(trusted, trusted + doubt), 1)
     # nothing to be in doubt of: the fit is perfect
     share = torch.where(trusted + doubt > 0, share, 1)
     # a voxel unlike its neighbours keeps near what it says itself (limited translation, Efron & Morris)
     farthest = _FARTHEST * doubt.sqrt()
     shift = ((1 - share) * (theirs - own)).clamp(-farthest, farthest)
     unlike = torch.where(around > 0, own - theirs, 0)
-    return own + shift, share * doubt, share, unlike, scatter
+    return _Gain(value=own + shift, doubt=share * doubt, share=share, unlike=unlike, distance=trusted)
 
 
 def _circular(sums: Moments, covariate_variance: Tensor, *, halved: bool) -> _Estimate:
     """Of a complex-linear reconstruction: one complex gain, and half of the variance in phase."""
     count = sums.count
-    gain = _divide(sums.u_wc, sums.w_abs)
+    gain = quotient(sums.u_wc, sums.w_abs)
     fitted = (gain.conj() * sums.u_wc).real
     explained = _pooled_explained(fitted, sums.u_abs, 1 / count)
     factor = _shrinkage(explained, count - 2)
@@ -348,9 +308,11 @@ def _circular(sums: Moments, covariate_variance: Tensor, *, halved: bool) -> _Es
     variance = (plain + carried - factor.square() * fitted / count).clamp_min(0)
     freedom = 2 * count / (1 - (explained * factor).square()).clamp_min(1e-6) - 1
     part = 2 if halved else 1
-    nothing = torch.zeros_like(variance)
     return _Estimate(
-        variance / part, 2 * (variance / part).square() / freedom, explained, carried / part, *[nothing] * 4
+        variance=variance / part,
+        spread=2 * (variance / part).square() / freedom,
+        explained=explained,
+        carried=carried / part,
     )
 
 
@@ -358,14 +320,14 @@ def _circularity(sums: Moments, *, complex_linear: bool) -> Tensor:
     r""":math:`|\kappa|^2`, the circularity quotient of the noise."""
     if complex_linear:
         return torch.zeros_like(sums.u_abs)
-    kappa = _divide(sums.u_u.abs(), sums.u_abs).square()
+    kappa = quotient(sums.u_u.abs(), sums.u_abs).square()
     # |κ|² of circular noise averages 1/S: take that off
     return ((sums.count * kappa - 1) / max(sums.count - 1, 1)).clamp(0, 1)
 
 
 def _pooled_explained(explained: Tensor, total: Tensor, chance: float) -> Tensor:
     """Explained part of the energy, pooled over a neighbourhood of 5 × 5 voxels, less what chance explains."""
-    pooled = _divide(neighbourhood_mean(explained, 5), neighbourhood_mean(total, 5))
+    pooled = quotient(neighbourhood_mean(explained, 5), neighbourhood_mean(total, 5))
     return ((pooled - chance) / max(1 - chance, 1e-6)).clamp(0, 1)
 
 
@@ -373,17 +335,15 @@ def _shrinkage(explained: Tensor, observations: float) -> Tensor:
     """Factor on the gain: near 1 where r² stands out of its own noise, near 0 where it does not."""
     if observations <= 0:
         return torch.zeros_like(explained)
-    return _divide(explained, explained + (1 - explained) / observations)
+    return quotient(explained, explained + (1 - explained) / observations)
+
+
+def _kinds(inside: Tensor | None, like: Tensor) -> Tensor:
+    """Which voxels are of the object, where `like` is; all of one kind without a mask."""
+    return torch.ones_like(like, dtype=torch.bool) if inside is None else inside.to(like.device)
 
 
 def _among(kind: Tensor, values: Tensor, size: int) -> Tensor:
     """Sum over size × size neighbours of the same kind as the voxel, by the number of all."""
     alike, others = (neighbourhood_mean(values * chosen, size) for chosen in (kind, ~kind))
     return torch.where(kind, alike, others)
-
-
-def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient, 0 where the denominator is 0."""
-    zero = denominator == 0
-    safe = torch.where(zero, torch.ones_like(denominator), denominator)
-    return torch.where(zero, torch.zeros_like(numerator), numerator / safe)

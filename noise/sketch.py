@@ -11,6 +11,7 @@ from torch import Tensor
 
 from voxelsigma.noise.chunking import default_chunk
 from voxelsigma.noise.heap import FlatHeap
+from voxelsigma.noise.inverse import Operator
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments, accumulate, moments
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
@@ -46,17 +47,17 @@ class Covariate:
         first block of probes. None where it is not known: w itself is the covariate.
     correlation
         p of `coil_correlation`; None where it is not known.
-    again
-        From probes and their w to :math:`w' = A^H A w`, `(probes, y, x)`; None where nobody says.
+    normal
+        :math:`A^H A` of images `(probes, y, x)` on the grid of w, with eigenvalues from 0 to 1; None where nobody says.
     learned
-        A surrogate of the reconstruction, of w and w', for the filter of w alone; None for none.
+        A surrogate of the reconstruction, for the filter of w alone; None for none.
     """
 
     push: Callable[[Tensor], Tensor]
     variance: Tensor
     filtered_variance: Callable[[Response], Tensor] | None = None
     correlation: Tensor | None = None
-    again: Callable[[Tensor, Tensor], Tensor] | None = None
+    normal: Operator | None = None
     learned: Surrogate | None = None
 
 
@@ -238,39 +239,37 @@ class _Control:
         """Covariate images of a batch of probes."""
         images = _joined([self._covariate.push(part) for part in batch.split(size)])
         if not self._seen:
-            self._learn(batch[:BLOCK_SIZE], pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
+            self._learn(pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
         self._seen += len(batch)
-        again = self._covariate.again
-        if self._surrogate is None or self._simulated is None or again is None:
+        if self._surrogate is None or self._simulated is None:
             return images if self._response is None else self._response(images)
         self._simulated.until(FIRST_CHEAP + CHEAP_PER_PROBE * self._seen)
         self.variance, self.freedom = self._simulated.estimate()
-        parts = zip(batch.split(size), images.split(size), strict=True)
-        return _joined([self._surrogate(one, again(probes, one)) for probes, one in parts])
+        return _joined([self._surrogate(one) for one in images.split(size)])
 
-    def _learn(self, batch: Tensor, pushed: Tensor, images: Tensor) -> None:
+    def _learn(self, pushed: Tensor, images: Tensor) -> None:
         if self._covariate.filtered_variance is None or len(pushed) < BLOCK_SIZE:
             return
         self._response = fit_response(pushed, images, self._image, self._direction)
         if self._response is None:
             return
         self.variance = self._covariate.filtered_variance(self._response)
-        learned, again = self._covariate.learned, self._covariate.again
-        if learned is not None and again is not None:
-            second = again(batch, images)
+        learned = self._covariate.learned
+        if learned is not None:
+            second = learned.second(images)
+            own = learned(images, second)
             # what is no number anywhere would be none in the whole map
-            if not bool(learned(images, second).isfinite().all()):
+            if not bool(own.isfinite().all()):
                 logger.warning("the learned surrogate is not finite: the sketch goes on with the filter of this scan")
                 return
-            self._surrogate = adapted(learned, pushed, images, second, self._image, self._direction)
+            self._surrogate = adapted(learned, pushed, images, second, own, self._image, self._direction)
             self._simulated = SimulatedVariance(draw=self._drawn, known=self.variance)
 
     def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
         """A block of cheap probes: through the surrogate, and through the filter whose variance is known."""
         assert self._surrogate is not None
         assert self._response is not None
-        assert self._covariate.again is not None
         # of no other use of the same source
         batch = replace(self._probes, counters=(*self._probes.counters, _CHEAP)).block(number)
         images = self._covariate.push(batch)
-        return self._surrogate(images, self._covariate.again(batch, images)), self._response(images)
+        return self._surrogate(images), self._response(images)

@@ -1,12 +1,13 @@
 """A linear stand-in for a Jacobian, cheap enough that its variance is known from many more probes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from voxelsigma.noise.inverse import Operator
 from voxelsigma.noise.response import Response, fit_responses
 from voxelsigma.noise.voxels import object_mask
 
@@ -14,68 +15,125 @@ FIRST_CHEAP: Final = 48
 CHEAP_PER_PROBE: Final = 2
 """Cheap probes, through the stand-in alone: so many at once, and two for each one through the reconstruction."""
 
-_REACHES: Final = ((2, 1), (2, 0), (0, 0))
+_REACHES: Final = ((1, 1), (1, 0), (0, 0))
 _EXACT: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surrogate:
-    r"""The zero-filled image of a probe and the same encoded and zero-filled once more, each through a filter.
-
-    .. math:: c_i = \sum_\delta h_i(\delta) \, w_{i+\delta} + \sum_\delta h'_i(\delta) \, w'_{i+\delta},
-        \qquad w = A^H v, \quad w' = A^H A \, w
-
-    Data consistency brings to a voxel what was aliased into far ones, which no filter of w alone can: w' has it. No
-    filter changes what is expected of σ: a good one explains more of it.
+class Stage:
+    """A step of a `Surrogate`.
 
     Parameters
     ----------
-    near, again
-        h and h'.
+    operator
+        P, linear, of images `(probes, y, x)`.
+    kept, passed
+        Filters h of where it stands, h' of that behind the operator.
+    first, second
+        Filters g of the zero-filled image and g' of that behind the first stage's operator; None for none.
     """
 
-    near: Response
-    again: Response
+    operator: Operator
+    kept: Response
+    passed: Response
+    first: Response | None = None
+    second: Response | None = None
 
-    def __call__(self, images: Tensor, second: Tensor) -> Tensor:
-        """Of w and w', shape `(probes, y, x)`."""
-        return self.near(images).add_(self.again(second))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surrogate:
+    r"""An unrolled reconstruction whose networks are filters, for each voxel its own.
+
+    .. math:: z_0 = w, \qquad
+        z_k = h_k * z_{k-1} + h'_k * P_k z_{k-1} + g_k * w + g'_k * P_1 w, \qquad c = z_K
+
+    with :math:`w = A^H v`. Data consistency, :math:`P_k` (:math:`A^H A`, or a regularised inverse of it), brings to a
+    voxel what was aliased into far ones, which no filter can. It changes nothing that is expected of σ: a good one
+    explains more of it. Complex-linear, with real filters, so that of the noise of c a half is in phase.
+
+    Parameters
+    ----------
+    stages
+        At least one; the first has filters h and h' alone.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def second(self, images: Tensor) -> Tensor:
+        """The zero-filled images of probes `(probes, y, x)` behind the first operator."""
+        return self.stages[0].operator(images)
+
+    def __call__(self, images: Tensor, second: Tensor | None = None) -> Tensor:
+        """Of zero-filled images, shape `(probes, y, x)`, and of `second` of them, if that is known."""
+        second = self.second(images) if second is None else second
+        found = self.stages[0].kept(images) + self.stages[0].passed(second)
+        for stage in self.stages[1:]:
+            found = stage.kept(found) + stage.passed(stage.operator(found))
+            for response, seen in ((stage.first, images), (stage.second, second)):
+                if response is not None:
+                    found = found + response(seen)
+        return found
 
 
 def adapted(
-    learned: Surrogate, pushed: Tensor, images: Tensor, second: Tensor, image: Tensor, direction: Tensor
+    learned: Surrogate,
+    pushed: Tensor,
+    images: Tensor,
+    second: Tensor,
+    own: Tensor,
+    image: Tensor,
+    direction: Tensor,
 ) -> Surrogate:
     """A surrogate that was learned from other scans, to which the first probes of this one add what it lacks.
 
-    What is added, and a factor on what is learned that varies with the image, follow from `fit_responses` on w, w' and
-    the surrogate's own image. So a surrogate that does not fit this scan costs next to nothing.
+    What is added, and a factor on what is learned that varies with the image, follow from `fit_responses` on w, the
+    same behind the first operator, and the surrogate's own image. So a surrogate that does not fit this scan costs next
+    to nothing.
 
     Parameters
     ----------
     learned
-        From other scans; both filters at the offsets of 7 × 7 voxels.
-    pushed, images, second
-        First probes u, their w and w', shape `(probes, y, x)`.
+        From other scans.
+    pushed, images, second, own
+        First probes u, their w, those behind the first operator, and what the surrogate makes of them, shape
+        `(probes, y, x)`.
     image, direction
         The reconstruction and its phase factor, shape `(y, x)`.
     """
     inside = object_mask(image)
-    given = (images, second, learned(images, second))
-    found = fit_responses(pushed, given, image, direction, reaches=_REACHES)
+    found = fit_responses(pushed, (images, second, own), image, direction, reaches=_REACHES)
     if found is None:
         return learned
-    near, again, own = found
+    near, again, scale = found
+    *before, last = learned.stages
     # beside the object w itself is the covariate
-    factor = torch.where(inside, own.weights[0], 0)
-    return Surrogate(near=_sum(near, learned.near, factor), again=_sum(again, learned.again, factor))
+    factor = torch.where(inside, scale.weights[0], 0)
+    last = replace(
+        last,
+        kept=_scaled(last.kept, factor),
+        passed=_scaled(last.passed, factor),
+        first=None if last.first is None else _scaled(last.first, factor),
+        second=None if last.second is None else _scaled(last.second, factor),
+    )
+    if before:
+        last = replace(last, first=_sum(near, last.first), second=_sum(again, last.second))
+    else:
+        last = replace(last, kept=_sum(near, last.kept), passed=_sum(again, last.passed))
+    return replace(learned, stages=(*before, last))
 
 
-def _sum(added: Response, learned: Response, factor: Tensor) -> Response:
-    """`added` + factor · `learned`, whose offsets are all there is."""
-    weights = factor.to(learned.weights) * learned.weights
-    places = [learned.offsets.index(offset) for offset in added.offsets]
-    weights[places] += added.weights.to(weights)
-    return Response(offsets=learned.offsets, weights=weights)
+def _scaled(response: Response, factor: Tensor) -> Response:
+    return Response(offsets=response.offsets, weights=factor.to(response.weights) * response.weights)
+
+
+def _sum(one: Response, other: Response | None) -> Response:
+    """Both filters at once."""
+    if other is None:
+        return one
+    larger, smaller = (one, other) if len(one.offsets) > len(other.offsets) else (other, one)
+    weights = larger.weights.clone()
+    weights[[larger.offsets.index(offset) for offset in smaller.offsets]] += smaller.weights.to(weights)
+    return Response(offsets=larger.offsets, weights=weights)
 
 
 @dataclass(slots=True, kw_only=True)

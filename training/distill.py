@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,16 +15,16 @@ import voxelsigma
 from voxelsigma.models.cards import PREDICTOR_SUFFIX, ModelCard, load_card, load_model
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import FEATURES, SigmaPredictor
-from voxelsigma.models.predictor_file import MOST_CHANNELS, MOST_LEVELS, model_identity
-from voxelsigma.models.surrogate_net import SurrogateNet
+from voxelsigma.models.predictor_file import load_predictor, model_identity, round_weights
+from voxelsigma.models.surrogate_net import GRADIENT_STAGES, SOLVED_STAGES, SurrogateNet
 from voxelsigma.training.card import save_predictor
-from voxelsigma.training.checks import check_choice, check_number, check_whole
-from voxelsigma.training.config import DataSettings, FitSettings
+from voxelsigma.training.config import DataSettings
 from voxelsigma.training.distill_files import claim, destination, record
+from voxelsigma.training.distill_settings import CALIBRATION_FIRST, DistillSettings
 from voxelsigma.training.example import Example
 from voxelsigma.training.fit import fit, make_fabric
 from voxelsigma.training.held_out import HELD_OUT
-from voxelsigma.training.responses import ResponseTarget, measure_response, response_drawer, response_loss
+from voxelsigma.training.responses import ResponseLoss, ResponseTarget, measure_response, response_drawer
 from voxelsigma.training.sampling import ExampleSettings, check_drawable
 from voxelsigma.training.sources import Source, open_source
 from voxelsigma.training.target_files import target_files
@@ -42,91 +42,8 @@ MOST_ACCELERATION: Final = 12.0
 FIRST_PROBES: Final = (8, 8, 16, 32)
 """Probes behind a prediction, each as likely: what pipelines predict from, the fewest most often."""
 
-_CALIBRATION_FIRST: Final = 2**20
 _SNR: Final = (5.0, 50.0)
-_CLIPS: Final = (1.0, 0.3)
-"""Largest gradient, of the predictor and of its surrogate."""
 _MANY_SHARE: Final = 0.04
-_PRECISIONS: Final = ("32-true", "bf16-mixed", "64-true")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillSettings:
-    """How a predictor is made.
-
-    Parameters
-    ----------
-    scans, probes
-        Scans to learn from, and probes pushed through each to be predicted, beside those to predict from.
-    calibration_scans
-        Further scans that tell what predictions are worth.
-    matrix
-        Range of the simulated scans' matrix, multiples of 4.
-    steps, batch, learning_rate
-        Of Adam, batches of crops.
-    crop
-        Side of a crop, or that of the smallest scan.
-    channels, levels
-        Of the `SigmaPredictor`.
-    surrogate_scans, surrogate_steps, surrogate_learning_rate, surrogate_crop, surrogate_channels, surrogate_levels
-        The same of its `SurrogateNet`, which is made first, from a block of probes a scan.
-    precision
-        `32-true`, `bf16-mixed` or `64-true`.
-    checkpoint_every, log_every
-        Steps between two.
-    seed
-        Of scans, probes, weights and crops.
-    """
-
-    scans: int = 400
-    probes: int = 8
-    calibration_scans: int = 40
-    matrix: tuple[int, int] = (80, 128)
-    steps: int = 1500
-    batch: int = 4
-    learning_rate: float = 2e-3
-    crop: int = 80
-    channels: int = 24
-    levels: int = 3
-    surrogate_scans: int = 800
-    surrogate_steps: int = 12000
-    surrogate_learning_rate: float = 1.5e-3
-    surrogate_crop: int = 48
-    surrogate_channels: int = 32
-    surrogate_levels: int = 3
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "bf16-mixed"
-    checkpoint_every: int = 200
-    log_every: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("calibration_scans", "batch", "checkpoint_every", "log_every"):
-            check_whole("distill", name, getattr(self, name), 1)
-        for part in ("", "surrogate_"):
-            for name in ("scans", "steps", "channels", "levels"):
-                check_whole("distill", part + name, getattr(self, part + name), 1)
-            check_whole("distill", f"{part}crop", getattr(self, f"{part}crop"), 16)
-            for name, most in (("scans", _CALIBRATION_FIRST), ("channels", MOST_CHANNELS), ("levels", MOST_LEVELS)):
-                check_number("distill", part + name, getattr(self, part + name), 1, most)
-            check_number("distill", f"{part}learning_rate", getattr(self, f"{part}learning_rate"), 1e-8, 1)
-        for name, least in (("probes", 2), ("seed", 0)):
-            check_whole("distill", name, getattr(self, name), least)
-        check_choice("distill", "precision", self.precision, _PRECISIONS)
-
-    def fit_settings(self, *, surrogate: bool = False) -> FitSettings:
-        """What the training loop of either network is told."""
-        steps = self.surrogate_steps if surrogate else self.steps
-        return FitSettings(
-            steps=steps,
-            batch=self.batch,
-            learning_rate=self.surrogate_learning_rate if surrogate else self.learning_rate,
-            warm_up=min(100, steps // 10),
-            clip=_CLIPS[surrogate],
-            precision=self.precision,
-            checkpoint_every=self.checkpoint_every,
-            log_every=self.log_every,
-            seed=self.seed,
-        )
 
 
 def distill(
@@ -135,6 +52,7 @@ def distill(
     *,
     out: Path | None = None,
     settings: DistillSettings | None = None,
+    start: str | Path | None = None,
     accelerator: str = "auto",
     report: Report | None = None,
 ) -> Path:
@@ -153,6 +71,9 @@ def distill(
         Folder for the predictor and for copies of the card and its weights; None for the card's own.
     settings
         How; None for the defaults.
+    start
+        Name or path of a card whose predictor to begin from, of the same sizes: a network of the same architecture
+        needs fewer steps. None to begin from nothing.
     accelerator
         As Lightning has it: `auto`, `cpu`, `cuda`.
     report
@@ -165,8 +86,8 @@ def distill(
     Raises
     ------
     FileNotFoundError, ValueError
-        If card, weights or data are not valid, the card is not of a network, the folder holds another run, or a
-        scan cannot be measured.
+        If card, weights, data or the predictor to begin from are not valid, the card is not of a network, the folder
+        holds another run, or a scan cannot be measured.
     OSError
         If the folder cannot be written; nothing was done then.
     """
@@ -184,15 +105,21 @@ def distill(
     for problem in source.skipped:
         tell(f"left out: {problem}")
     folder = target.parent / f"{target.stem}.distill"
-    run = _Run(model, source, examples, chosen, folder, tell)
+    begin = None if start is None else load_card(str(start))
+    run = _Run(model, source, examples, chosen, folder, begin, tell)
+    predictor = run.begun()
     described = run.described(data.kind)
     claim(folder, described)
-    fabric = make_fabric(chosen.fit_settings(), folder, accelerator=accelerator)
-    fabric.launch()
+    surrogate_folder = folder / "surrogate"
+    surrogate_folder.mkdir(exist_ok=True)
+    # each has a log of its own
+    fabrics = [make_fabric(chosen.fit_settings(), one, accelerator=accelerator) for one in (folder, surrogate_folder)]
+    for one in fabrics:
+        one.launch()
+    fabric = fabrics[0]
     network = load_model(model, fabric.device)
     assert isinstance(network, Network)
-    predictor = run.begun()
-    run.surrogate_trained(predictor.surrogate, network, fabric, described)
+    run.surrogate_trained(predictor.surrogate, network, fabrics[1], described)
     scans, checks = run.measured(network, predictor.surrogate, fabric.device)
     run.trained(predictor, scans, fabric, described)
     factors = calibrate(predictor, [ScanTarget.load(path) for path in checks])
@@ -232,7 +159,15 @@ class _Run:
     examples: ExampleSettings
     settings: DistillSettings
     folder: Path
+    start: ModelCard | None
     tell: Report
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        """Of the surrogate: as the reconstruction's own."""
+        if self.settings.surrogate_stages is not None:
+            return self.settings.surrogate_stages
+        return SOLVED_STAGES if self.card.architecture == "modl" else GRADIENT_STAGES
 
     def described(self, kind: str) -> dict[str, Any]:
         """What the measured scans depend on, but for their number."""
@@ -244,7 +179,9 @@ class _Run:
                 key: value
                 for key, value in asdict(self.settings).items()
                 if key in own or (key.startswith("surrogate_") and key != "surrogate_learning_rate")
-            },
+            }
+            | {"surrogate_stages": self.stages},
+            "start": None if self.start is None else self.start.predictor_sha256,
             "seed": self.settings.seed,
             "probes": [*FIRST_PROBES, self.settings.probes],
             "features": FEATURES,
@@ -259,12 +196,23 @@ class _Run:
         chosen = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chosen.seed)
-            return SigmaPredictor(
+            predictor = SigmaPredictor(
                 channels=chosen.channels,
                 levels=chosen.levels,
                 surrogate_channels=chosen.surrogate_channels,
                 surrogate_levels=chosen.surrogate_levels,
+                surrogate_stages=self.stages,
             )
+        if self.start is not None:
+            other = load_predictor(self.start, torch.device("cpu"))
+            if other is None:
+                raise ValueError(f"{self.start.path}: names no predictor to begin from; distill it first")
+            sizes = [{name: one.shape for name, one in each.state_dict().items()} for each in (predictor, other)]
+            if sizes[0] != sizes[1] or predictor.surrogate.stages != other.surrogate.stages:
+                raise ValueError(f"{self.start.path}: its predictor is of other sizes or stages than this one shall be")
+            predictor.load_state_dict(other.state_dict())
+            predictor.calibration.fill_(1)
+        return predictor
 
     def scan(self, number: int, device: torch.device) -> Example:
         """The scan of a number, without a batch axis."""
@@ -287,20 +235,18 @@ class _Run:
             load=ResponseTarget.load,
             tell=self.tell,
         )
-        crop = _crop_of([ResponseTarget.load(path).shape for path in scans], settings.surrogate_crop)
-        folder = self.folder / "surrogate"
-        folder.mkdir(exist_ok=True)
         fit(
             surrogate,
-            response_loss,
-            response_drawer(scans, crop, batch=settings.batch, seed=settings.seed),
+            ResponseLoss(surrogate.stages),
+            response_drawer(scans, seed=settings.seed),
             settings.fit_settings(surrogate=True),
-            folder=folder,
+            folder=self.folder / "surrogate",
             fabric=fabric,
             fingerprint=_hash(described),
             report=lambda line: self.tell(f"surrogate: {line}"),
         )
         surrogate.to(fabric.device, torch.float32).eval().requires_grad_(False)
+        round_weights(surrogate)
 
     def measured(
         self, network: Network, surrogate: SurrogateNet, device: torch.device
@@ -321,8 +267,12 @@ class _Run:
             )
 
         def checked(number: int) -> ScanTarget:
-            return measured(_CALIBRATION_FIRST + number)
+            return measured(CALIBRATION_FIRST + number)
 
+        # features show its maps: scans of another one are of no use
+        weights = {name: one.cpu().numpy().tobytes().hex() for name, one in surrogate.state_dict().items()}
+        for name in ("scans", "calibration"):
+            claim(self.folder / name, {"surrogate": _hash(weights)})
         scans, checks = (
             target_files(self.folder / name, count, make=make, load=ScanTarget.load, tell=self.tell)
             for name, count, make in (
@@ -350,6 +300,7 @@ class _Run:
         )
         # as it will be read again
         predictor.to("cpu", torch.float32).eval()
+        round_weights(predictor)
 
     def _fingerprint(self, described: dict[str, Any]) -> str:
         """Of everything that the result depends on."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -12,30 +12,26 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from voxelsigma.models.network import Network
+from voxelsigma.models.normal_equations import normal_operator
 from voxelsigma.models.predictor import OF_SCAN, plane_features
-from voxelsigma.models.surrogate_net import OFFSETS
+from voxelsigma.models.surrogate_net import assembled
 from voxelsigma.noise.linearize import linearize
-from voxelsigma.noise.response import REACH
+from voxelsigma.noise.probes import BLOCK_SIZE
 from voxelsigma.noise.voxels import object_mask, phase_factor
 from voxelsigma.training.compare import plane_of
 from voxelsigma.training.example import Example
-from voxelsigma.training.stored import Layout, load_arrays, save_arrays, stored
+from voxelsigma.training.stored import Layout, StoredScan, stored
 from voxelsigma.training.targets import probes_of
 
-_LAYOUT: Final[Layout] = {
-    "features": ("float16", (OF_SCAN,)),
-    "pushed": ("float16", (-1,)),
-    "images": ("float16", (-1, 2)),
-    "second": ("float16", (-1, 2)),
-    "phase": ("float16", (2,)),
-    "inside": ("bool", ()),
-}
+PROBES_A_STEP: Final = 4
+"""Of those of a scan that one step of training sees."""
+
 _SMALLEST: Final = 0.05
 _LEAST_ENERGY: Final = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ResponseTarget:
+class ResponseTarget(StoredScan):
     r"""One scan: what a surrogate net sees, and what a few probes became.
 
     Parameters
@@ -43,46 +39,35 @@ class ResponseTarget:
     features
         Of `scan_features`, shape `(features, y, x)`, float16.
     pushed
-        :math:`a = \Re(e^{-i\phi} u)`, shape `(probes, y, x)`, float16: by the zero-filled image's deviation, as the
-        next two.
-    images, second
-        w and w' of the same probes, real and imaginary part, shape `(probes, 2, y, x)`, float16.
-    phase
-        :math:`e^{-i\phi}`, real and imaginary part, shape `(2, y, x)`, float16.
+        :math:`a = \Re(e^{-i\phi} u)`, shape `(probes, y, x)`, float16: by the zero-filled image's largest deviation, as
+        the next.
+    images
+        w of the same probes, real and imaginary part, shape `(probes, 2, y, x)`, float16.
+    direction
+        :math:`e^{i\phi}`, real and imaginary part, shape `(2, y, x)`, float16.
+    sensitivities
+        Real and imaginary part, shape `(coils, 2, y, x)`, float16; of a real reconstruction turned as w is.
+    sampled
+        Positions of k-space, shape `(y, x)`.
     inside
         Voxels of the object that coils see, shape `(y, x)`.
     """
 
+    layout: ClassVar[Layout] = {
+        "features": ("float16", (OF_SCAN,)),
+        "pushed": ("float16", (BLOCK_SIZE,)),
+        "images": ("float16", (BLOCK_SIZE, 2)),
+        "direction": ("float16", (2,)),
+        "sensitivities": ("float16", (-1, 2)),
+        "sampled": ("bool", ()),
+        "inside": ("bool", ()),
+    }
     features: NDArray[np.float16]
     pushed: NDArray[np.float16]
     images: NDArray[np.float16]
-    second: NDArray[np.float16]
-    phase: NDArray[np.float16]
-    inside: NDArray[np.bool_]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Matrix `(y, x)`."""
-        return self.inside.shape[0], self.inside.shape[1]
-
-    def save(self, path: Path) -> None:
-        """Write it as `.npz`, whole or not at all."""
-        save_arrays(path, self)
-
-    @classmethod
-    def load(cls, path: Path) -> "ResponseTarget":
-        """Read it back.
-
-        Raises
-        ------
-        ValueError
-            If the file is missing or damaged, with its name.
-        """
-        found = cls(**load_arrays(path, _LAYOUT))
-        counts = {len(one) for one in (found.pushed, found.images, found.second)}
-        if len(counts) > 1 or 0 in counts:
-            raise ValueError(f"{path}: damaged (probes of 'pushed', 'images' and 'second' are {sorted(counts)})")
-        return found
+    direction: NDArray[np.float16]
+    sensitivities: NDArray[np.float16]
+    sampled: NDArray[np.bool_]
 
 
 @torch.no_grad()
@@ -106,106 +91,97 @@ def measure_response(network: Network, scan: Example, *, seed: int, number: int 
     plane = plane_of(scan)
     linearization = linearize(network.bind(plane), scan.kspace)
     value = linearization.value
-    covariate = plane.covariate(None if value.is_complex() else scan.kspace)
-    assert covariate.again is not None
+    own = plane.covariate()
+    zero_filled = own.push(scan.kspace.unsqueeze(0))[0]
+    covariate = own if value.is_complex() else plane.covariate(scan.kspace)
     batch = probes_of(plane, scan, seed=seed, counters=(number, 0)).block(0)
-    images = covariate.push(batch)
-    conjugated = phase_factor(value).conj().to(images.dtype)
-    # where coils see little, what is relative to that would drown the rest
+    direction = phase_factor(value).to(scan.sensitivities.dtype)
+    turn = torch.ones_like(direction) if value.is_complex() else phase_factor(zero_filled).to(direction.dtype)
+    # where coils see little there is nothing to be learned
     least = _SMALLEST * covariate.variance.max()
-    scale = covariate.variance.clamp_min(least).rsqrt().float()
+    scale = covariate.variance.max().rsqrt().float()
 
-    def parts(values: Tensor) -> Tensor:
-        return torch.view_as_real(values.resolve_conj()).movedim(-1, -3)
+    def parts(values: Tensor) -> NDArray[np.float16]:
+        return stored(torch.view_as_real(values.resolve_conj()).movedim(-1, -3), np.float16)
 
     return ResponseTarget(
         features=stored(plane_features(plane, scan.kspace, value, covariate), np.float16),
-        pushed=stored((conjugated * linearization.push(batch)).real * scale, np.float16),
-        images=stored(parts(images * scale), np.float16),
-        second=stored(parts(covariate.again(batch, images) * scale), np.float16),
-        phase=stored(parts(conjugated), np.float16),
+        pushed=stored((direction.conj() * linearization.push(batch)).real * scale, np.float16),
+        images=parts(covariate.push(batch) * scale),
+        direction=parts(direction),
+        sensitivities=parts(turn * plane.sensitivities_on(plane.size, plane.field_of_view)),
+        sampled=(plane.weights > 0).cpu().numpy(),
         inside=(object_mask(value) & (covariate.variance > least)).cpu().numpy(),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseCrops:
-    """Parts of scans, as many voxels each; fields as of `ResponseTarget` with a batch axis before."""
+class ResponseScan:
+    """A scan to learn from; fields as of `ResponseTarget`."""
 
     features: Tensor
     pushed: Tensor
     images: Tensor
-    second: Tensor
-    phase: Tensor
+    direction: Tensor
+    sensitivities: Tensor
+    sampled: Tensor
     inside: Tensor
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ResponseCrops":
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ResponseScan":
         """Move all tensors to a device, and to a real type if one is given."""
-        own = (self.features, self.pushed, self.images, self.second, self.phase, self.inside)
-        return ResponseCrops(*(one.to(device, dtype) for one in own))
+        own = (self.features, self.pushed, self.images, self.direction, self.sensitivities, self.sampled, self.inside)
+        return ResponseScan(*(one.to(device, dtype) for one in own))
 
 
-def response_drawer(
-    scans: Sequence[Path], shape: tuple[int, int], *, batch: int, seed: int
-) -> Callable[[int], ResponseCrops]:
-    """Batches by their numbers: scans, places and flips are drawn from the seed and the number alone.
+def response_drawer(scans: Sequence[Path], *, seed: int) -> Callable[[int], ResponseScan]:
+    """Scans by the numbers of steps: which one, and which of its probes, follow from the seed and the number alone.
 
     Parameters
     ----------
     scans
         Files of `ResponseTarget`.
-    shape
-        Voxels `(y, x)` of a crop, at most those of the smallest scan.
-    batch
-        Crops in a batch.
     seed
         Of the run.
     """
 
-    def draw(number: int) -> ResponseCrops:
+    def draw(number: int) -> ResponseScan:
         # not the streams that scans and predictions' crops are drawn from
         rng = np.random.default_rng([seed, number, 4])
-        parts = [_crop(ResponseTarget.load(scans[int(rng.integers(len(scans)))]), shape, rng) for _ in range(batch)]
-        return ResponseCrops(*(torch.from_numpy(np.stack(one)) for one in zip(*parts, strict=True)))
+        scan = ResponseTarget.load(scans[int(rng.integers(len(scans)))])
+        probes = rng.permutation(len(scan.pushed))[:PROBES_A_STEP]
+        own = (scan.features, scan.pushed[probes], scan.images[probes], scan.direction, scan.sensitivities)
+        return ResponseScan(*(torch.from_numpy(one.astype(np.float32)) for one in (*own, scan.sampled, scan.inside)))
 
     return draw
 
 
-def _crop(scan: ResponseTarget, shape: tuple[int, int], rng: np.random.Generator) -> list[NDArray[np.float32]]:
-    """A random part, perhaps mirrored."""
-    y, x = (int(rng.integers(have - want + 1)) for have, want in zip(scan.shape, shape, strict=True))
-    flips = tuple(axis for axis in (-2, -1) if rng.random() < 0.5)
-    arrays = (scan.features, scan.pushed, scan.images, scan.second, scan.phase, scan.inside)
-    return [
-        np.flip(one[..., y : y + shape[0], x : x + shape[1]], flips).astype(np.float32, order="C") for one in arrays
-    ]
-
-
-def response_loss(
-    network: nn.Module, example: ResponseCrops, rng: np.random.Generator, *, progress: float = 1.0
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class ResponseLoss:
     r"""What a surrogate leaves of the probes, :math:`(a - b)^2` by their local energy, mean over the object.
 
     See `SurrogateNet` and `fit.Loss`.
+
+    Parameters
+    ----------
+    stages
+        Of the `SurrogateNet`.
     """
-    del rng, progress
-    weights = network(example.features)
-    filtered = _filtered(weights[:, 0], example.images) + _filtered(weights[:, 1], example.second)
-    # (batch, probes, y, x), in phase
-    turned = filtered[:, :, 0] * example.phase[:, None, 0] - filtered[:, :, 1] * example.phase[:, None, 1]
-    energy = avg_pool2d(
-        example.pushed.square().mean(dim=1, keepdim=True), 5, stride=1, padding=2, count_include_pad=False
-    ).clamp_min(_LEAST_ENERGY)
-    left = ((example.pushed - turned).square() / energy).mean(dim=1)
-    return (left * example.inside).sum() / example.inside.sum().clamp_min(1)
 
+    stages: tuple[float, ...]
 
-def _filtered(weights: Tensor, images: Tensor) -> Tensor:
-    """Weights `(batch, offsets, y, x)` on images `(batch, probes, 2, y, x)`; beyond the border they are 0."""
-    rows, columns = images.shape[-2:]
-    padded = nn.functional.pad(images, (REACH, REACH, REACH, REACH))
-    total = torch.zeros_like(images)
-    for place, (y, x) in enumerate(OFFSETS):
-        shifted = padded[..., REACH + y : REACH + y + rows, REACH + x : REACH + x + columns]
-        total = total + weights[:, place, None, None].to(images.dtype) * shifted
-    return total
+    def __call__(
+        self, network: nn.Module, example: ResponseScan, rng: np.random.Generator, *, progress: float = 1.0
+    ) -> Tensor:
+        """Loss of a scan."""
+        del rng, progress
+        images, direction, sensitivities = (
+            torch.complex(*one.unbind(dim=-3)) for one in (example.images, example.direction, example.sensitivities)
+        )
+        weights = network(example.features.unsqueeze(0))[0].to(example.images.dtype)
+        surrogate = assembled(weights, self.stages, normal_operator(sensitivities, example.sampled))
+        found = (direction.conj() * surrogate(images)).real
+        energy = avg_pool2d(
+            example.pushed.square().mean(dim=0, keepdim=True), 5, stride=1, padding=2, count_include_pad=False
+        ).clamp_min(_LEAST_ENERGY)
+        left = ((example.pushed - found).square() / energy).mean(dim=0)
+        return (left * example.inside).sum() / example.inside.sum().clamp_min(1)

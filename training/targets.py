@@ -1,8 +1,7 @@
 """What a predictor is taught: from a few probes pushed through a reconstruction, what others say, scan by scan."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,24 +18,13 @@ from voxelsigma.noise.sigma import sigma_map
 from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
 from voxelsigma.training.compare import plane_of
 from voxelsigma.training.example import Example
-from voxelsigma.training.stored import Layout, load_arrays, save_arrays, stored
+from voxelsigma.training.stored import Layout, StoredScan, stored
 
 Plane = NDArray[np.float32]
 
-_LAYOUT: Final[Layout] = {
-    "features": ("float16", (FEATURES,)),
-    "measured": ("float32", (len(KINDS),)),
-    "freedom": ("float32", (len(KINDS),)),
-    "zero_filled": ("float32", ()),
-    "inside": ("bool", ()),
-    "first": ("int64", None),
-    "probes": ("int64", None),
-    "real": ("bool", None),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ScanTarget:
+class ScanTarget(StoredScan):
     r"""One scan: what a predictor sees, and what a few probes say.
 
     Parameters
@@ -50,42 +38,29 @@ class ScanTarget:
         ν of either: S, and :math:`2S / (1 + |\kappa|^2)` with the circularity quotient κ, shape `(kinds, y, x)`.
     zero_filled
         Closed-form variance of the zero-filled image, shape `(y, x)`.
-    inside
-        Voxels of the object, shape `(y, x)`.
     first, probes
         Probes behind the features; S of those that are to be predicted.
     real
         Whether the reconstruction is real: then there is a magnitude map only.
     """
 
+    layout: ClassVar[Layout] = {
+        "features": ("float16", (FEATURES,)),
+        "measured": ("float32", (len(KINDS),)),
+        "freedom": ("float32", (len(KINDS),)),
+        "zero_filled": ("float32", ()),
+        "inside": ("bool", ()),
+        "first": ("int64", None),
+        "probes": ("int64", None),
+        "real": ("bool", None),
+    }
     features: NDArray[np.float16]
     measured: Plane
     freedom: Plane
     zero_filled: Plane
-    inside: NDArray[np.bool_]
     first: int
     probes: int
     real: bool
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Matrix `(y, x)`."""
-        return self.inside.shape[0], self.inside.shape[1]
-
-    def save(self, path: Path) -> None:
-        """Write it as `.npz`, whole or not at all."""
-        save_arrays(path, self)
-
-    @classmethod
-    def load(cls, path: Path) -> "ScanTarget":
-        """Read it back.
-
-        Raises
-        ------
-        ValueError
-            If the file is missing or damaged, with its name.
-        """
-        return cls(**load_arrays(path, _LAYOUT))
 
 
 @torch.no_grad()
@@ -125,7 +100,11 @@ def measure(
     covariate = plane.covariate(scan.kspace if real else None)
 
     of_scan = plane_features(plane, scan.kspace, linearization.value, covariate)
-    learned = covariate if surrogate is None else replace(covariate, learned=surrogate.surrogate(of_scan))
+    learned = covariate
+    if surrogate is not None:
+        assert covariate.normal is not None
+        stand_in = surrogate.surrogate(of_scan, covariate.normal)
+        learned = replace(covariate, learned=stand_in)
 
     def sketched(place: int, count: int, known: Covariate | None) -> Sketch:
         source = probes_of(plane, scan, seed=seed, counters=(number, place))

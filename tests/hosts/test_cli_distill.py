@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from voxelsigma.hosts.cli import app
 from voxelsigma.training import distill as distilling
 from voxelsigma.training.config import DataSettings
-from voxelsigma.training.distill import DistillSettings
+from voxelsigma.training.distill_settings import DistillSettings
 
 
 class Called:

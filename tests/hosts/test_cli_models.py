@@ -15,9 +15,11 @@ import yaml
 from safetensors.torch import save
 
 from voxelsigma.hosts.model_list import gains, listed, models_grid
-from voxelsigma.models.cards import available_cards
+from voxelsigma.models.cards import available_cards, load_card
 from voxelsigma.models.figures import Figures
+from voxelsigma.models.predictor import SigmaPredictor
 from voxelsigma.models.unrolled import Unrolled
+from voxelsigma.training.card import record_predictor, save_predictor
 
 Outcome = subprocess.CompletedProcess[str]
 
@@ -84,9 +86,23 @@ def test_gains_are_told_for_every_mask() -> None:
 def test_a_row_of_the_list(tmp_path: Path) -> None:
     found = listed(str(write_card(tmp_path, figures=[row("random_2d", 4, 25.0).entry()])))
     assert models_grid([found]).rows == (
-        ("tiny", "unrolled", f"{found.parameters:,}", f"{found.size / 1000:.0f}", "2-6.5", "4-16", "2D",
-         "2D random +5.0, -", "CC0"),
+        ("tiny", "unrolled", f"{found.parameters:,}", f"{found.size / 1000:.0f}", "-", "2-6.5", "4-16",
+         "2D", "2D random +5.0, -", "CC0"),
     )  # fmt: skip
+
+
+def test_a_predictor_is_listed_and_checked(tmp_path: Path, cli: Callable[..., Outcome]) -> None:
+    path = write_card(tmp_path)
+    predictor = tmp_path / "tiny.sigma.safetensors"
+    digest = save_predictor(predictor, SigmaPredictor(channels=4, surrogate_channels=4), load_card(str(path)))
+    record_predictor(path, predictor.name, digest)
+    found = listed(str(path))
+    assert found.predictor == predictor.stat().st_size > 0
+    assert models_grid([found]).rows[0][4] == f"{found.predictor / 1000:,.0f}"
+    predictor.write_bytes(predictor.read_bytes()[:-1])
+    outcome = cli("models", path)
+    assert outcome.returncode == 1
+    assert re.search(r"tiny\.sigma\.safetensors: sha256 is .* the card tiny\.yaml states", outcome.stderr)
 
 
 def test_the_shipped_models_are_listed(cli: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"channels": 0}, {"levels": 0}, {"surrogate_channels": 0}, {"surrogate_levels": 0}])
-def test_sizes_that_make_no_network_are_refused(sizes: dict[str, int]) -> None:
+def test_sizes_that_make_no_network_are_refused(sizes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="predictor: levels and channels must be at least 1"):
         SigmaPredictor(**sizes)
 
@@ -114,8 +114,9 @@ def test_its_surrogate_sees_the_scan_alone_and_says_nothing_of_the_maps() -> Non
     assert predictor.surrogate.levels == 1
     assert predictor.surrogate.last.in_channels == 2
     before = predictor.predict(features, torch.ones(9, 10))["magnitude"]
-    surrogate = predictor.surrogate.surrogate(features[:OF_SCAN])
-    assert surrogate.near.weights.shape == surrogate.again.weights.shape == (49, 9, 10)
+    surrogate = predictor.surrogate.surrogate(features[:OF_SCAN], lambda images: images)
+    assert len(surrogate.stages) == len(predictor.surrogate.stages)
+    assert surrogate.stages[0].kept.weights.shape == surrogate.stages[0].passed.weights.shape == (49, 9, 10)
     with torch.no_grad():
         for parameter in predictor.surrogate.parameters():
             parameter.fill_(torch.nan)

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from voxelsigma.models import problem as problem_module
 from voxelsigma.models.encoding import SenseEncoding
-from voxelsigma.models.grid import Window
+from voxelsigma.models.grid import Window, apply_axes, interpolation_matrix
 from voxelsigma.models.problem import PlaneProblem
+from voxelsigma.noise.inverse import Operator
 from voxelsigma.noise.linearize import linearize
 from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.sketch import Stopping, sketch
+from voxelsigma.noise.voxels import phase_factor
 
 MapMaker = Callable[[int, int, int], Tensor]
 Normal = Callable[..., Tensor]
@@ -241,23 +244,119 @@ def test_covariate_of_a_real_reconstruction_is_in_phase_with_its_zero_filled_ima
     torch.testing.assert_close(explained.sigma, (turned.variance / 2).sqrt(), rtol=1e-3, atol=0)
 
 
+# --- A^H A on the wanted grid
+
+
+def normal_of(problem: PlaneProblem, kspace: Tensor | None = None) -> Operator:
+    normal = problem.covariate(kspace).normal
+    assert normal is not None
+    return normal
+
+
+def dense(operator: Operator, size: tuple[int, int]) -> Tensor:
+    """Columns are what becomes of unit images."""
+    count = size[0] * size[1]
+    return operator(torch.eye(count, dtype=torch.complex128).view(-1, *size)).flatten(1).mT
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_normal_is_the_encoding_and_its_adjoint(smooth_maps: MapMaker, complex_normal: Normal, turned: bool) -> None:
+    """Of the zero-filled image, that of its own encoding."""
+    problem = scan(smooth_maps, "own grid")
+    data = complex_normal(COILS, 14, 12, seed=9) * (problem.weights > 0) if turned else None
+    encoding = SenseEncoding(problem.sensitivities, (problem.weights > 0).double())
+    images = complex_normal(3, 14, 12, seed=10)
+    # without a phase of its own all images are turned by that of the zero-filled one
+    phase = torch.ones(14, 12) if data is None else phase_factor(encoding.adjoint(data))
+    expected = phase.conj() * encoding.adjoint(encoding.forward(phase * images))
+    torch.testing.assert_close(normal_of(problem, data)(images), expected)
+    covariate = problem.covariate(data)
+    assert covariate.normal is not None
+    kspace = complex_normal(2, COILS, 14, 12, seed=11)
+    projected = encoding.forward(encoding.adjoint(kspace))
+    torch.testing.assert_close(covariate.normal(covariate.push(encoding.mask * kspace)), covariate.push(projected))
+
+
 @pytest.mark.parametrize("name", SCANS)
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_second_encoding_is_that_of_the_image_model(
+def test_normal_is_hermitian_and_at_most_one(
     smooth_maps: MapMaker, complex_normal: Normal, name: str, turned: bool
 ) -> None:
-    """Encoded and zero-filled on the acquired grid, then seen on the wanted one."""
     problem = scan(smooth_maps, name)
-    data = complex_normal(COILS, 14, 12, seed=9) * (problem.weights > 0)
-    covariate = problem.covariate(data if turned else None)
-    assert covariate.again is not None
-    kspace = complex_normal(2, COILS, 14, 12, seed=10) * (problem.weights > 0)
-    windows = problem.windows(symmetric=True)
-    maps = problem.sensitivities_on((windows[0].size, windows[1].size))
-    mask = problem.cropped_weights(windows) > 0
-    encoding = SenseEncoding(maps, mask.double())
-    cropped = windows[1].crop(windows[0].crop(kspace, -2), -1)
-    projected = torch.zeros_like(kspace)
-    windows[1].crop(windows[0].crop(projected, -2), -1).copy_(encoding.forward(encoding.adjoint(cropped)))
-    expected = covariate.push(projected)
-    torch.testing.assert_close(covariate.again(kspace, covariate.push(kspace)), expected)
+    data = complex_normal(COILS, 14, 12, seed=12) * (problem.weights > 0) if turned else None
+    found = dense(normal_of(problem, data), problem.size)
+    torch.testing.assert_close(found, found.mH, rtol=0, atol=1e-12)
+    values = torch.linalg.eigvalsh(found)
+    assert float(values.min()) > -1e-12
+    # two in three samples are there
+    assert 0.5 < float(values.max()) < 1 + 1e-12
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_normal_is_what_the_covariate_of_its_samples_is(
+    smooth_maps: MapMaker, complex_normal: Normal, name: str
+) -> None:
+    """The push is all of a covariate that knows about grids: N is push and its adjoint, by one factor everywhere."""
+    problem = scan(smooth_maps, name)
+    count = problem.size[0] * problem.size[1]
+    places = (problem.weights > 0).expand(COILS, -1, -1).nonzero()
+    unit = torch.zeros(len(places), COILS, 14, 12, dtype=torch.complex128)
+    unit[torch.arange(len(places)), places[:, 0], places[:, 1], places[:, 2]] = 1
+    pushed = problem.covariate().push(unit).flatten(1).mT
+    assert pushed.shape == (count, len(places))
+    found, expected = dense(normal_of(problem), problem.size), pushed @ pushed.mH
+    factor = found.diagonal().real.sum() / expected.diagonal().real.sum()
+    torch.testing.assert_close(found, factor * expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(28, 24), (28, 12), (20, 18)])
+def test_normal_on_a_finer_grid_is_the_interpolated_one(
+    smooth_maps: MapMaker, complex_normal: Normal, size: tuple[int, int]
+) -> None:
+    """Exactly where one coil sees all alike; nearly where coils are smooth."""
+    weights = irregular_weights(14, 12)
+    low = torch.zeros(14, 12, dtype=torch.complex128)
+    # products with the fields stay within the band
+    low[4:10, 3:9] = complex_normal(6, 6, seed=13)
+    coarse = SenseEncoding(torch.ones(1, 14, 12).to(low), torch.ones(14, 12)).adjoint(low)
+    windows = Window(0, 14, 14), Window(0, 12, 12)
+    matrices = [interpolation_matrix(window, one, 1.0) for window, one in zip(windows, size, strict=True)]
+    for maps, most in ((torch.ones(1, 14, 12).to(low), 1e-12), (smooth_maps(COILS, 14, 12), 0.1)):
+        encoding = SenseEncoding(maps, (weights > 0).double())
+        expected = apply_axes(matrices, encoding.adjoint(encoding.forward(coarse)))
+        found = normal_of(problem_of(maps, weights, size=size))(apply_axes(matrices, coarse).unsqueeze(0))[0]
+        assert float((found - expected).norm()) < most * float(expected.norm())
+
+
+def test_normal_of_images_is_that_of_each(smooth_maps: MapMaker, complex_normal: Normal) -> None:
+    for name in ("own grid", "finer grid"):
+        problem = scan(smooth_maps, name)
+        normal, images = normal_of(problem), complex_normal(3, *problem.size, seed=14)
+        before = images.clone()
+        for image, found in zip(images, normal(images), strict=True):
+            torch.testing.assert_close(normal(image.unsqueeze(0))[0], found)
+        assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", ["own grid", "finer grid"])
+def test_normal_is_made_when_it_is_asked_for(
+    smooth_maps: MapMaker, complex_normal: Normal, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once: pipelines without a surrogate never do."""
+    made: list[str] = []
+    for function in ("normal_operator", "normal_between"):
+        original = getattr(problem_module, function)
+
+        def counting(*arguments: Tensor, own: Callable[..., Operator] = original, called: str = function) -> Operator:
+            made.append(called)
+            return own(*arguments)
+
+        monkeypatch.setattr(problem_module, function, counting)
+    problem = scan(smooth_maps, name)
+    covariate = problem.covariate()
+    assert covariate.normal is not None
+    covariate.push(complex_normal(2, COILS, 14, 12, seed=15))
+    assert not made
+    for _ in range(2):
+        covariate.normal(complex_normal(2, *problem.size, seed=16))
+    assert made == ["normal_operator" if name == "own grid" else "normal_between"]

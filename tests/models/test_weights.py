@@ -118,6 +118,11 @@ def test_pickle_that_wants_to_run_code_is_refused(
         ("weights.pt", pickled({"a": torch.ones(1), "b": 3}), "must hold named tensors only; others are b"),
         ("weights.ckpt", pickled({"state_dict": 3}), "must hold named tensors, got a int"),
         ("weights.pt", pickled({"a": torch.tensor([1.0, float("nan")])}), "weights that are not finite: a"),
+        (
+            "weights.safetensors",
+            save({"a": torch.ones(2).to(torch.float8_e4m3fn), "b": torch.ones(2)}),
+            r"weights of types that cannot be computed with: a \(torch.float8_e4m3fn\)",
+        ),
         ("weights.safetensors", b"nothing", "not a safetensors file"),
         ("weights.onnx", b"nothing", r"must be a file of type \.safetensors, \.pt, \.pth, \.ckpt"),
     ],

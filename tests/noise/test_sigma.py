@@ -1,118 +1,17 @@
-"""From second-order sums to σ maps: estimators, degrees of freedom, intervals."""
+"""From second-order sums to σ maps: the plain mean and the control variate, and the error that they state."""
 
-import dataclasses
 import math
 
-import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from tests.noise.draws import complex_normal, phases, rms_error
 
-from voxelsigma.noise.moments import Moments, accumulate, moments, projected
-from voxelsigma.noise.sigma import MapKind, SigmaMap, exact_map, root_bias, sigma_map
+from voxelsigma.noise.moments import moments
+from voxelsigma.noise.sigma import MapKind, root_bias, sigma_map
 
 seeds = st.integers(0, 2**32 - 1)
-
-SUMS = tuple(field.name for field in dataclasses.fields(Moments) if field.name != "count")
-
-
-def complex_normal(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Circular, E|z|² = 2."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
-    return torch.complex(parts[0], parts[1])
-
-
-def phases(shape: tuple[int, ...], seed: int) -> Tensor:
-    values = complex_normal(shape, seed)
-    return values / values.abs()
-
-
-def rms_error(estimate: Tensor, truth: Tensor | float) -> float:
-    return float((estimate / truth - 1).square().mean().sqrt())
-
-
-# --- sums
-
-
-@settings(deadline=None, max_examples=20)
-@given(first=st.integers(1, 9), second=st.integers(1, 9), seed=seeds)
-def test_moments_of_two_batches_add_up(first: int, second: int, seed: int) -> None:
-    u, w = complex_normal((2, first + second, 3, 4), seed)
-    together = moments(u, w)
-    apart = moments(u[:first], w[:first]) + moments(u[first:], w[first:])
-    assert together.count == apart.count == first + second
-    for field in dataclasses.fields(Moments):
-        torch.testing.assert_close(getattr(apart, field.name), getattr(together, field.name), rtol=1e-12, atol=1e-12)
-
-
-def same(one: Moments, other: Moments) -> bool:
-    return one.count == other.count and all(torch.equal(getattr(one, name), getattr(other, name)) for name in SUMS)
-
-
-@settings(deadline=None, max_examples=20)
-@given(parts=st.lists(st.integers(1, 5), min_size=1, max_size=4), covariate=st.booleans(), seed=seeds)
-def test_sums_in_place_are_those_of_all_probes(parts: list[int], covariate: bool, seed: int) -> None:
-    u, w = complex_normal((2, sum(parts), 3, 4), seed)
-    total: Moments | None = None
-    for u_part, w_part in zip(u.split(parts), w.split(parts), strict=True):
-        given_w = w_part if covariate else None
-        total = moments(u_part, given_w) if total is None else accumulate(total, u_part, given_w)
-    assert total is not None
-    # one by one in the same order: not even rounding differs
-    assert same(total, moments(u, w if covariate else None))
-
-
-@settings(deadline=None, max_examples=20)
-@given(first=st.integers(1, 9), second=st.integers(1, 9), seed=seeds)
-def test_the_difference_is_of_the_later_probes(first: int, second: int, seed: int) -> None:
-    u, w = complex_normal((2, first + second, 3, 4), seed)
-    later = moments(u, w) - moments(u[:first], w[:first])
-    expected = moments(u[first:], w[first:])
-    assert later.count == second
-    for name in SUMS:
-        torch.testing.assert_close(getattr(later, name), getattr(expected, name), rtol=1e-12, atol=1e-12)
-
-
-def test_a_copy_stays_when_probes_are_added() -> None:
-    u, w = complex_normal((2, 6, 3, 4), 3)
-    total = moments(u[:4], w[:4])
-    kept = total.copy()
-    assert same(kept, total)
-    more = accumulate(total, u[4:], w[4:])
-    # the sums are written into, whatever the old ones say of their number
-    assert more.u_abs is total.u_abs
-    assert same(kept, moments(u[:4], w[:4]))
-    assert same(more, moments(u, w))
-    # a difference is no view either
-    later = more - kept
-    accumulate(more, u, w)
-    torch.testing.assert_close(later.u_w, moments(u[4:], w[4:]).u_w)
-
-
-@settings(deadline=None, max_examples=20)
-@given(count=st.integers(1, 9), seed=seeds)
-def test_projected_is_the_sum_of_products_of_in_phase_components(count: int, seed: int) -> None:
-    (u, w), direction = complex_normal((2, count, 3, 4), seed), phases((3, 4), seed + 1)
-    a, b = (direction.conj() * u).real, (direction.conj() * w).real
-    sums = moments(u, w)
-    torch.testing.assert_close(projected(sums.u_w, sums.u_wc, direction), (a * b).sum(dim=0))
-    torch.testing.assert_close(projected(sums.u_u, sums.u_abs, direction), (a * a).sum(dim=0))
-    torch.testing.assert_close(projected(sums.w_w, sums.w_abs, direction), (b * b).sum(dim=0))
-
-
-def test_moments_are_double_and_without_a_covariate_zero() -> None:
-    u = complex_normal((5, 2, 2), 0).to(torch.complex64)
-    sums = moments(u, None)
-    assert sums.u_abs.dtype == torch.float64
-    assert sums.u_u.dtype == torch.complex128
-    torch.testing.assert_close(sums.u_abs, u.to(torch.complex128).abs().square().sum(dim=0))
-    for empty in (sums.w_abs, sums.w_w, sums.u_wc, sums.u_w):
-        assert not bool(empty.any())
 
 
 # --- plain estimates
@@ -354,71 +253,3 @@ def test_doubt_of_the_covariates_variance_is_part_of_the_error(kind: MapKind, co
     torch.testing.assert_close(found.sigma, sure.sigma, rtol=0.02, atol=0)
     added = 1 / found.degrees_of_freedom - 1 / (sure.degrees_of_freedom + (1 if complex_linear else 0))
     assert float(added.mean()) == pytest.approx(0.81**2 / worth, rel=0.12)
-
-
-# --- bias and intervals
-
-
-def test_root_bias_is_the_mean_of_a_chi_distribution() -> None:
-    freedom = np.array([0.5, 1, 2, 3, 7, 15.3, 100, 999, 9999.0, 10001.0, 1e6])
-    expected = np.sqrt(2 / freedom) * np.exp(
-        scipy.special.gammaln((freedom + 1) / 2) - scipy.special.gammaln(freedom / 2)
-    )
-    np.testing.assert_allclose(root_bias(torch.from_numpy(freedom)), expected, rtol=1e-8)
-    # the mean of √(χ²/ν) itself, by quadrature
-    for nu in (1.0, 4.0, 31.0):
-        mean = scipy.stats.chi(nu).mean() / math.sqrt(nu)
-        assert float(root_bias(torch.tensor(nu))) == pytest.approx(mean, rel=1e-6)
-    assert float(root_bias(torch.tensor(torch.inf))) == 1.0
-
-
-@pytest.mark.parametrize("count", [2, 4, 8, 32])
-def test_sigma_is_unbiased_at_few_probes(count: int) -> None:
-    u = complex_normal((count, 200, 200), 16)
-    result = sigma_map(moments(u, None), "complex", direction=torch.ones(200, 200, dtype=torch.complex128))
-    linear = sigma_map(
-        moments(u, None), "magnitude", direction=torch.ones(200, 200, dtype=torch.complex128), complex_linear=True
-    )
-    # 40000 voxels of relative error 1/√(4 S), at most 0.35: 0.18 % of the mean; 5 of them: false alarm 1e-6
-    assert float(linear.sigma.mean()) == pytest.approx(1, abs=0.009)
-    # not knowing that it is circular, ν is judged by the sample: a little low at 2 probes
-    assert float(result.sigma.mean()) == pytest.approx(math.sqrt(2), rel=0.06 if count < 8 else 0.01)
-
-
-@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
-@pytest.mark.parametrize("freedom", [3.0, 15.0, 200.0])
-def test_intervals_cover_at_their_level(level: float, freedom: float) -> None:
-    rng, voxels, truth = np.random.default_rng(17), 100_000, 1.7
-    raw = truth * np.sqrt(rng.chisquare(freedom, voxels) / freedom)
-    nu = torch.full((voxels,), freedom, dtype=torch.float64)
-    estimate = SigmaMap(
-        sigma=torch.from_numpy(raw) / root_bias(nu),
-        degrees_of_freedom=nu,
-        kind="magnitude",
-        probes=16,
-        explained=torch.zeros(voxels),
-    )
-    lower, upper = estimate.interval(level)
-    # binomial: √(p(1-p)/n) is at most 0.16 %; 5 of them a side: false alarm 1e-6
-    tolerance = 5 * math.sqrt(level * (1 - level) / voxels)
-    assert float(((lower <= truth) & (truth <= upper)).double().mean()) == pytest.approx(level, abs=tolerance)
-    # equal tails
-    assert float((lower > truth).double().mean()) == pytest.approx((1 - level) / 2, abs=tolerance)
-    assert bool((lower < upper).all())
-
-
-def test_relative_error_is_that_of_chi_square() -> None:
-    nu = torch.tensor([0.5, 8.0, 200.0, torch.inf])
-    result = SigmaMap(sigma=torch.ones(4), degrees_of_freedom=nu, kind="complex", probes=9, explained=torch.zeros(4))
-    torch.testing.assert_close(result.relative_error(), torch.tensor([1.0, 0.25, 0.05, 0.0]))
-
-
-def test_exact_maps_have_no_error_and_intervals_of_no_width() -> None:
-    variance = torch.tensor([[4.0, 0.0], [2.25, 1.0]], dtype=torch.float64)
-    result = exact_map(variance, "magnitude")
-    torch.testing.assert_close(result.sigma, variance.sqrt())
-    assert result.probes == 0
-    assert result.kind == "magnitude"
-    assert not bool(result.relative_error().any())
-    for bound in result.interval(0.99):
-        torch.testing.assert_close(bound, result.sigma)

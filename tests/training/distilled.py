@@ -1,18 +1,24 @@
 """Small networks and data to distill from, made for the tests."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelsigma.models.cards import load_card
 from voxelsigma.models.network import Network
+from voxelsigma.models.predictor_file import load_predictor
 from voxelsigma.training.card import write_card
 from voxelsigma.training.config import DataSettings
-from voxelsigma.training.distill import DistillSettings
+from voxelsigma.training.distill import distill
+from voxelsigma.training.distill_settings import DistillSettings
 from voxelsigma.training.examples import Example, ExampleSettings, stream
 from voxelsigma.training.start import start_network
+from voxelsigma.training.stored import StoredScan
 from voxelsigma.training.volumes import Volume
 
 TINY = {"steps": 1, "blocks": 1, "channels": 4}
@@ -28,7 +34,6 @@ SETTINGS = DistillSettings(
     levels=2,
     surrogate_scans=4,
     surrogate_steps=4,
-    surrogate_crop=32,
     surrogate_channels=4,
     surrogate_levels=2,
     precision="32-true",
@@ -84,3 +89,30 @@ def tiny_scan(number: int = 0) -> Example:
     )
     batch = next(stream(volumes, settings, batch=1, seed=0, start=number))
     return Example(batch.kspace[0], batch.sensitivities[0], batch.mask[0], None)
+
+
+def run(
+    card: Path, data: DataSettings, out: Path | None = None, *, start: Path | None = None, **changes: Any
+) -> tuple[bytes, list[str]]:
+    """Distill; the predictor's file, and what was told."""
+    lines: list[str] = []
+    settings = replace(SETTINGS, **changes)
+    path = distill(card, data, out=out, settings=settings, start=start, accelerator="cpu", report=lines.append)
+    found = load_card(str(path))
+    assert found.predictor is not None
+    assert load_predictor(found, torch.device("cpu")) is not None
+    return found.predictor.read_bytes(), lines
+
+
+def same(one: StoredScan, other: StoredScan) -> bool:
+    """Whether all their fields are."""
+    return type(one) is type(other) and all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
+    )
+
+
+def nan(values: NDArray[Any]) -> NDArray[Any]:
+    """The same with one value that is not a number."""
+    changed = values.copy()
+    changed.flat[3] = np.nan
+    return changed

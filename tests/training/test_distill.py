@@ -13,49 +13,24 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.distilled import SETTINGS, TINY, tiny_card, volume_folder
+from tests.training.distilled import TINY, run, tiny_card
 from tests.training.scan_files import ismrmrd_file
 
 from voxelsigma.models.cards import load_card
+from voxelsigma.models.predictor import SigmaPredictor
 from voxelsigma.models.predictor_file import load_predictor
+from voxelsigma.models.surrogate_net import GRADIENT_STAGES
 from voxelsigma.noise.instant import PREDICTED_AT
 from voxelsigma.training import distill as distilling
 from voxelsigma.training import distill_files as filing
 from voxelsigma.training.card import record_predictor, write_card
 from voxelsigma.training.config import DataSettings
-from voxelsigma.training.distill import FIRST_PROBES, distill
+from voxelsigma.training.distill import FIRST_PROBES
 from voxelsigma.training.start import start_network
 from voxelsigma.training.targets import ScanTarget, measure
+from voxelsigma.training.teaching import calibrate
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
-    return volume_folder(tmp_path_factory.mktemp("volumes"))
-
-
-@pytest.fixture(scope="module")
-def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_card(tmp_path_factory.mktemp("card"))
-
-
-def run(card: Path, data: DataSettings, out: Path | None = None, **changes: Any) -> tuple[bytes, list[str]]:
-    """The predictor's file, and what was told."""
-    lines: list[str] = []
-    settings = replace(SETTINGS, **changes)
-    found = load_card(str(distill(card, data, out=out, settings=settings, accelerator="cpu", report=lines.append)))
-    assert found.predictor is not None
-    assert load_predictor(found, CPU) is not None
-    return found.predictor.read_bytes(), lines
-
-
-@pytest.fixture(scope="module")
-def whole(card: Path, data: DataSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was not interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(card, data, folder)
-    return folder
 
 
 def predictor_of(folder: Path) -> bytes:
@@ -107,9 +82,10 @@ def test_a_predictors_surrogate_is_the_one_of_the_first_stage(whole: Path) -> No
     trained = torch.load(whole / "tiny.distill" / "surrogate" / "last.ckpt", weights_only=True)["network"]
     assert set(found) == set(trained)
     for name, value in trained.items():
-        assert torch.equal(found[name], value)
+        assert torch.equal(found[name], value.half().float())
     # four steps from a filter that is the zero-filled image itself
     assert 0 < float(found["last.weight"].abs().max()) < 0.1
+    assert predictor.surrogate.stages == GRADIENT_STAGES
     names = sorted(path.name for path in (whole / "tiny.distill" / "responses").iterdir())
     assert names == [f"{number:05d}.npz" for number in range(4)]
 
@@ -156,9 +132,28 @@ def test_scans_begin_as_pipelines_do(
     assert set(asked.values()) == set(FIRST_PROBES) == set(PREDICTED_AT)
     # half of them of the fewest: 20 of 40, a standard deviation of 3.2; five of them
     assert 5 <= list(asked.values()).count(8) <= 36
-    found = [ScanTarget.load(path) for path in sorted((folder / "scans").iterdir())]
+    found = [ScanTarget.load(path) for path in sorted((folder / "scans").glob("*.npz"))]
     assert [one.first for one in found] == [asked[number] for number in range(6)]
     assert {one.probes for one in found} == {4}
+
+
+def test_calibration_is_of_the_weights_that_are_stored(
+    tmp_path: Path, card: Path, data: DataSettings, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(whole, tmp_path / "copy")
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def noted(predictor: SigmaPredictor, scans: list[ScanTarget]) -> Any:
+        seen.append({name: value.clone() for name, value in predictor.named_parameters()})
+        return calibrate(predictor, scans)
+
+    monkeypatch.setattr(distilling, "calibrate", noted)
+    run(card, data, folder)
+    predictor = load_predictor(load_card(str(folder / "tiny.yaml")), CPU)
+    assert predictor is not None
+    (weights,) = seen
+    for name, value in predictor.named_parameters():
+        assert torch.equal(weights[name], value)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
@@ -219,7 +214,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 
 
 @pytest.mark.parametrize("step", [1, 3])
-@pytest.mark.parametrize("loss", ["response_loss", "prediction_loss"])
+@pytest.mark.parametrize("loss", ["ResponseLoss", "prediction_loss"])
 def test_a_fit_stopped_anywhere_ends_as_one_that_was_not(
     tmp_path: Path, card: Path, data: DataSettings, whole: Path, loss: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +222,7 @@ def test_a_fit_stopped_anywhere_ends_as_one_that_was_not(
     for name in ("tiny.yaml", "tiny.sigma.safetensors", "tiny.distill/last.ckpt"):
         (folder / name).unlink()
     own = ""
-    if loss == "response_loss":
+    if loss == "ResponseLoss":
         # what comes after the surrogate is not there yet
         own = "surrogate: "
         (folder / "tiny.distill" / "surrogate" / "last.ckpt").unlink()
@@ -241,10 +236,11 @@ def test_a_fit_stopped_anywhere_ends_as_one_that_was_not(
         calls += 1
         if calls > step:
             raise Stop
-        return real(*arguments, **more)
+        one = real(GRADIENT_STAGES) if loss == "ResponseLoss" else real
+        return one(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(distilling, loss, stopping)
+        patch.setattr(distilling, loss, (lambda _: stopping) if loss == "ResponseLoss" else stopping)
         with pytest.raises(Stop):
             run(card, data, folder)
     found, lines = run(card, data, folder)
@@ -276,7 +272,7 @@ def test_more_scans_are_added_to_those_that_are_there(
     with pytest.raises(ValueError, match=r"tiny\.distill/last\.ckpt: is of another run"):
         run(card, data, folder, scans=8)
     (folder / "tiny.distill" / "last.ckpt").unlink()
-    assert len(list((folder / "tiny.distill" / "scans").iterdir())) == 8
+    assert len(list((folder / "tiny.distill" / "scans").glob("*.npz"))) == 8
     found, lines = run(card, data, folder, scans=8)
     assert found != predictor_of(whole)
     assert lines[0].startswith("surrogate: resumed")

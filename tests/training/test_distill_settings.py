@@ -10,7 +10,8 @@ from tests.training.distilled import SETTINGS, tiny_card, volume_folder
 
 from voxelsigma.models.cards import ModelCard, load_card
 from voxelsigma.training.config import DataSettings
-from voxelsigma.training.distill import DistillSettings, distill, example_settings, held_out_in
+from voxelsigma.training.distill import distill, example_settings, held_out_in
+from voxelsigma.training.distill_settings import DistillSettings
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,8 @@ from voxelsigma.training.distill import DistillSettings, distill, example_settin
         ({"precision": "16"}, "distill: precision must be one of '32-true', 'bf16-mixed', '64-true', got '16'"),
         ({"surrogate_scans": 0}, "distill: surrogate_scans must be a whole number of at least 1, got 0"),
         ({"surrogate_steps": 1.5}, "distill: surrogate_steps must be a whole number of at least 1, got 1.5"),
-        ({"surrogate_crop": 8}, "distill: surrogate_crop must be a whole number of at least 16, got 8"),
+        ({"surrogate_stages": ()}, "predictor: surrogate_stages must be 1 to 8 numbers, got 0"),
+        ({"surrogate_stages": (0, -1)}, "predictor: surrogate_stages must each be 0, or .*0.001 to 100, got -1"),
         ({"surrogate_channels": 129}, "distill: surrogate_channels must be a number from 1 to 128, got 129"),
         ({"surrogate_levels": 7}, "distill: surrogate_levels must be a number from 1 to 6, got 7"),
         ({"surrogate_learning_rate": 2}, "distill: surrogate_learning_rate must be a number from 1e-08 to 1, got 2"),
@@ -77,16 +79,6 @@ def test_held_out_volumes_that_are_there(tmp_path: Path) -> None:
 
 
 # --- what it does not even begin
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DataSettings:
-    return volume_folder(tmp_path_factory.mktemp("volumes"))
-
-
-@pytest.fixture(scope="module")
-def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_card(tmp_path_factory.mktemp("card"))
 
 
 def test_a_folder_with_another_network_is_refused(tmp_path: Path, card: Path, data: DataSettings) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.training.distilled import tiny_network, tiny_scan
+from tests.training.distilled import nan, same, tiny_network
 
 from voxelsigma.models.predictor import FEATURES, OF_SCAN, plane_features, probe_features, scan_features
 from voxelsigma.models.surrogate_net import SurrogateNet
@@ -24,19 +24,8 @@ from voxelsigma.training.targets import ScanTarget, measure
 
 
 @pytest.fixture(scope="module")
-def scan() -> Example:
-    return tiny_scan()
-
-
-@pytest.fixture(scope="module")
 def target(scan: Example) -> ScanTarget:
     return measure(tiny_network(), scan, first=16, probes=6, seed=3, number=2)
-
-
-def same(one: ScanTarget, other: ScanTarget) -> bool:
-    return type(one) is type(other) and all(
-        np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
-    )
 
 
 def test_it_is_what_the_pushed_probes_say(scan: Example, target: ScanTarget) -> None:
@@ -84,6 +73,7 @@ def test_its_features_are_of_the_scan_and_of_the_first_probes(scan: Example, tar
 def test_a_surrogate_changes_what_the_first_probes_say_alone(scan: Example, target: ScanTarget) -> None:
     plane = plane_of(scan)
     covariate = plane.covariate()
+    assert covariate.normal is not None
     net = surrogate_net()
     found = measure(tiny_network(), scan, first=16, probes=6, seed=3, number=2, surrogate=net)
     of_scan = found.features[:OF_SCAN]
@@ -95,7 +85,7 @@ def test_a_surrogate_changes_what_the_first_probes_say_alone(scan: Example, targ
         linearization = linearize(tiny_network().bind(plane), scan.kspace)
         features = plane_features(plane, scan.kspace, linearization.value, covariate)
         source = ProbeSource(variance=plane.variance, coils=len(scan.kspace), seed=3, counters=(2, 1))
-        learned = replace(covariate, learned=net.surrogate(features))
+        learned = replace(covariate, learned=net.surrogate(features, covariate.normal))
         state = sketch(linearization, source, Stopping(probes=16), covariate=learned)
     expected = probe_features(state, covariate.variance).half().numpy()
     np.testing.assert_array_equal(probe_planes(found), expected)
@@ -177,12 +167,6 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path, target: ScanTarg
 
 def arrays(target: ScanTarget) -> dict[str, Any]:
     return {field.name: getattr(target, field.name) for field in fields(target)}
-
-
-def nan(values: NDArray[Any]) -> NDArray[Any]:
-    changed = values.copy()
-    changed.flat[3] = np.nan
-    return changed
 
 
 @pytest.mark.parametrize(
