@@ -126,6 +126,10 @@ class Estimator:
             objects.append(torch.stack([freedom[inside], magnitude.explained[inside]]))
         freedom_median, explained = torch.cat(objects, dim=1).median(dim=1).values.tolist()
         magnitudes = [maps["magnitude"] for maps in found]
+        # there may be fewer than were allowed
+        pushed = sum(one.probes for one in magnitudes)
+        if 0 < pushed < len(found) * self.properties.probes:
+            self.context.progress("probes", pushed, pushed)
         result = VolumeEstimate(
             magnitude=assemble(kspace, [one.sigma for one in magnitudes]),
             complex=assemble(kspace, [maps["complex"].sigma for maps in found]) if "complex" in found[0] else None,

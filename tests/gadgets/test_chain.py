@@ -320,7 +320,7 @@ def test_a_network_is_sketched(scan: SimulatedScan, run: Any) -> None:
         scan.blocks,
         *FRONT,
         ("reconstruct", {"model": "unrolled_small"}),
-        ("sketch", {"probes": "12", "seed": "1", "maps": "magnitude gfactor"}),
+        ("sketch", {"probes": "12", "seed": "1", "maps": "magnitude gfactor", "prior": "off"}),
     )
     assert [item.image_series_index for item in found] == [1, 2000, 2200]
     assert found[1].meta["voxelsigma_model"] == "unrolled_small"

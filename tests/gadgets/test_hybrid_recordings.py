@@ -22,7 +22,8 @@ CROPPED: Gadgets = (("coil_maps", {"crop": "0.9"}), *SENSE[1:-1], ("sketch", {"m
 NETWORK: Gadgets = (
     ("coil_maps", {"crop": "0.9"}),
     ("reconstruct", {"model": "unrolled_small"}),
-    ("sketch", {"seed": "3", "probes": "16"}),
+    # of a prediction and a sketch the better one is taken, voxel by voxel: rounding may change which
+    ("sketch", {"seed": "3", "probes": "16", "prior": "off"}),
 )
 RECORDINGS = ("snr_recondata", "snr_recondata_ref", "snr_bucket")
 
