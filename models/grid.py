@@ -123,6 +123,29 @@ def kspace_matrix(window: Window, size: int, field_of_view: float) -> Tensor:
     return torch.exp(2j * torch.pi * torch.outer(place, frequency)) * kept / window.size**0.5
 
 
+def embedded(values: Tensor, window: Window, size: int, field_of_view: float, dim: int) -> Tensor:
+    """A window's positions of k-space among all that belong to the output's voxels, 0 where it has none.
+
+    Parameters
+    ----------
+    values
+        Of the window's positions along `dim`.
+    window, size, field_of_view
+        As of `kspace_matrix`; of the encoded field of view there are `size / field_of_view` voxels, here the nearest
+        whole number.
+    dim
+        The axis.
+    """
+    count = round(size / field_of_view)
+    places = torch.arange(window.size) + (window.start - window.encoded // 2) + count // 2
+    kept = ((places >= 0) & (places < count)).nonzero().flatten()
+    shape = list(values.shape)
+    shape[dim] = count
+    found = values.new_zeros(shape)
+    index = kept.to(values.device)
+    return found.index_copy_(dim, places.to(values.device)[index], values.index_select(dim, index))
+
+
 def linear_matrix(points: int, size: int, field_of_view: float = 1.0) -> Tensor | None:
     """Linear interpolation between voxels of the same field of view, for maps that are smooth but not band-limited.
 

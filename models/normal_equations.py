@@ -7,7 +7,6 @@ from torch import Tensor
 
 from voxelsigma.models.conjugate_gradients import conjugate_gradients
 from voxelsigma.models.encoding import SenseEncoding
-from voxelsigma.models.grid import apply_axes
 from voxelsigma.noise.tape_implicit import ImplicitPush, Pull, implicit
 
 # a λ of 0.05 needs 30 of them for 1e-6, one of 0.001 needs 200
@@ -91,46 +90,36 @@ def least_squares_solver(*, tolerance: float, iterations: int | None, method: st
     return implicit(solved, rule, pull, name=method)
 
 
-def normal_operator(sensitivities: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """`A^H A` of images `(..., y, x)`, centred, without a shift of any coil.
+def normal_operator(sensitivities: Tensor, sampled: Tensor) -> Callable[[Tensor], Tensor]:
+    """`A^H A` of images `(..., y, x)`, with eigenvalues from 0 to 1.
+
+    The image may be a part of the field of view that k-space has: it is padded with zeros. No shift of it is needed,
+    since a convolution does not ask where the origin is; along axes on which all is sampled nothing is to be done.
 
     Parameters
     ----------
     sensitivities
-        Shape `(coils, y, x)`, complex.
-    mask
-        Sampled positions, shape `(k1, k0)`.
+        Unit-norm, shape `(coils, y, x)`, complex.
+    sampled
+        1 or 0 for each position of k-space, real, shape `(k1, k0)`: at least as many as voxels.
     """
-    operator = _uncentred_operator(sensitivities.real.new_zeros(()), sensitivities, mask)
-    axes = (-2, -1)
-    return lambda images: torch.fft.fftshift(operator(torch.fft.ifftshift(images, dim=axes)), dim=axes)
-
-
-def normal_between(sensitivities: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Callable[[Tensor], Tensor]:
-    r"""`A^H A` of images on another grid than that of the samples: finer, or a part of the field of view.
-
-    .. math:: N = \frac1g \sum_c S_c^* P M P^H S_c
-
-    with the transforms P from k-space to the image, and g, which :math:`P P^H` multiplies images by at most, so that
-    :math:`\|N\| \le 1`. On the grid of the samples it is `normal_operator`.
-
-    Parameters
-    ----------
-    sensitivities
-        Shape `(coils, y, x)`, complex, unit-norm.
-    mask
-        Sampled positions, shape `(k1, k0)`.
-    rows, columns
-        From k-space to the image along y and x, shapes `(y, k1)` and `(x, k0)`, complex.
-    """
-    gain = float(torch.linalg.matrix_norm(rows, 2) * torch.linalg.matrix_norm(columns, 2)) ** 2
-    conjugated = (sensitivities.conj() / gain).resolve_conj()
-    back = rows.mH, columns.mH
+    axes = [axis for axis in (-2, -1) if not _constant_along(sampled, axis)]
+    padded = [sampled.shape[axis] for axis in axes]
+    mask = torch.fft.ifftshift(sampled, dim=(-2, -1))
+    for axis in {-2, -1} - set(axes):
+        mask = mask.narrow(axis, 0, 1)
+    rows, columns = sensitivities.shape[-2:]
+    conjugated = sensitivities.conj().resolve_conj()
 
     def operator(images: Tensor) -> Tensor:
-        # images: (..., y, x) -> (..., coils, k1, k0) -> (..., y, x)
-        samples = apply_axes(back, sensitivities * images.unsqueeze(-3)).mul_(mask)
-        return (conjugated * apply_axes((rows, columns), samples)).sum(dim=-3)
+        # images: (..., y, x) -> (..., coils, y, x)
+        coil_images = sensitivities * images.unsqueeze(-3)
+        if axes:
+            spectrum = torch.fft.fftn(coil_images, s=padded, dim=axes).mul_(mask)
+            coil_images = torch.fft.ifftn(spectrum, dim=axes)[..., :rows, :columns]
+        else:
+            coil_images = coil_images.mul_(mask)
+        return coil_images.mul_(conjugated).sum(dim=-3)
 
     return operator
 

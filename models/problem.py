@@ -1,22 +1,26 @@
 """One plane to reconstruct: what is known beside the data themselves."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from voxelsigma.models.fourier import centred_combination
 from voxelsigma.models.grid import (
     Window,
     acquired_window,
     apply_axes,
+    embedded,
     interpolation_matrix,
     kspace_matrix,
     linear_matrix,
     symmetric_window,
 )
-from voxelsigma.models.normal_equations import normal_between, normal_operator
+from voxelsigma.models.normal_equations import normal_operator
 from voxelsigma.noise.covariate import coil_correlation, zero_filled_variance
 from voxelsigma.noise.inverse import Operator
 from voxelsigma.noise.response import filtered_variance
@@ -125,9 +129,8 @@ class PlaneProblem:
             kspace_matrix(window, size, part).to(device, sensitivities.dtype)
             for window, size, part in zip(windows, self.size, self.field_of_view, strict=True)
         )
-        plain = self.output_matrices(windows) == (None, None)
         conjugated = sensitivities.conj().resolve_conj()
-        combine = centred_combination(conjugated) if plain else None
+        combine = self._combination(conjugated, windows)
 
         def push(probes: Tensor) -> Tensor:
             samples = windows[1].crop(windows[0].crop(probes, -2), -1)
@@ -140,11 +143,7 @@ class PlaneProblem:
         @cache
         def operator() -> Operator:
             sampled = (self.cropped_weights(windows) > 0).to(device, sensitivities.real.dtype)
-            return (
-                normal_operator(sensitivities, sampled)
-                if plain
-                else normal_between(sensitivities, sampled, rows, columns)
-            )
+            return normal_operator(sensitivities, self._embedded(sampled, windows))
 
         def normal(images: Tensor) -> Tensor:
             # one probe at a time stays in a CPU's cache
@@ -161,3 +160,26 @@ class PlaneProblem:
             correlation=correlation,
             normal=normal,
         )
+
+    def _embedded(self, samples: Tensor, windows: tuple[Window, Window]) -> Tensor:
+        """Samples of a window's grid, `(..., k1, k0)`, among all positions that belong to the wanted voxels."""
+        for dim, window, size, part in zip((-2, -1), windows, self.size, self.field_of_view, strict=True):
+            if (window.size, window.centred, round(size / part)) != (size, True, size):
+                samples = embedded(samples, window, size, part, dim)
+        return samples
+
+    def _combination(self, factors: Tensor, windows: tuple[Window, Window]) -> Callable[[Tensor], Tensor] | None:
+        """From samples of a window's grid to images times factors `(coils, y, x)`, summed, by Fourier transforms.
+
+        None where the field of view is no whole number of the wanted voxels.
+        """
+        voxels = [size / part for size, part in zip(self.size, self.field_of_view, strict=True)]
+        whole = [round(one) for one in voxels]
+        if any(abs(one - count) > 1e-6 for one, count in zip(voxels, whole, strict=True)):
+            return None
+        first = [count // 2 - size // 2 for count, size in zip(whole, self.size, strict=True)]
+        gain = math.sqrt(math.prod(whole) / (windows[0].size * windows[1].size))
+        beside = [(at, count - size - at) for at, count, size in zip(first, whole, self.size, strict=True)]
+        combine = centred_combination(functional.pad(gain * factors, (*beside[1], *beside[0])))
+        rows, columns = (slice(at, at + size) for at, size in zip(first, self.size, strict=True))
+        return lambda samples: combine(self._embedded(samples, windows))[..., rows, columns]

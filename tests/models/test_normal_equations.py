@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from voxelsigma.models.encoding import SenseEncoding
-from voxelsigma.models.grid import Window, kspace_matrix
-from voxelsigma.models.normal_equations import normal_between, normal_operator
+from voxelsigma.models.grid import Window, embedded, kspace_matrix
+from voxelsigma.models.normal_equations import normal_operator
 from voxelsigma.noise.inverse import Operator
 
 MapMaker = Callable[[int, int, int], Tensor]
@@ -39,12 +39,12 @@ def mask_of(kind: str) -> Tensor:
     return found[kind].double().contiguous()
 
 
-def between(name: str) -> tuple[Tensor, Tensor]:
-    """From k-space to the image along both axes."""
+def on_grid(name: str, mask: Tensor) -> Tensor:
+    """The mask among all positions that belong to the voxels of a grid."""
     size, part = GRIDS[name]
-    windows = Window(0, ROWS, ROWS), Window(0, COLUMNS, COLUMNS)
-    rows, columns = (kspace_matrix(*one) for one in zip(windows, size, part, strict=True))
-    return rows, columns
+    for dim, count in enumerate((ROWS, COLUMNS)):
+        mask = embedded(mask, Window(0, count, count), size[dim], part[dim], dim)
+    return mask
 
 
 def dense(operator: Operator, size: tuple[int, int]) -> Tensor:
@@ -65,28 +65,20 @@ def test_it_is_encoding_and_its_adjoint(smooth_maps: MapMaker, complex_normal: N
         assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("kind", MASKS)
-def test_between_the_same_grid_it_is_the_plain_one(smooth_maps: MapMaker, complex_normal: Normal, kind: str) -> None:
-    maps, mask, images = smooth_maps(COILS, ROWS, COLUMNS), mask_of(kind), complex_normal(4, ROWS, COLUMNS, seed=3)
-    before = images.clone()
-    found = normal_between(maps, mask, *between("own"))(images)
-    torch.testing.assert_close(found, normal_operator(maps, mask)(images))
-    assert torch.equal(images, before)
-
-
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("kind", MASKS)
-def test_between_grids_it_is_its_formula(smooth_maps: MapMaker, name: str, kind: str) -> None:
-    size, _ = GRIDS[name]
+def test_on_other_grids_it_is_its_formula(smooth_maps: MapMaker, name: str, kind: str) -> None:
+    """With P from k-space to the image: S* P M P^H S, over what P P^H multiplies an image of the whole field by."""
+    size, part = GRIDS[name]
     maps, mask = smooth_maps(COILS, *size), mask_of(kind)
-    rows, columns = between(name)
-    transform = torch.kron(rows, columns)
-    largest = torch.linalg.eigvalsh(transform @ transform.mH).max()
+    windows = Window(0, ROWS, ROWS), Window(0, COLUMNS, COLUMNS)
+    transform = torch.kron(*(kspace_matrix(*one) for one in zip(windows, size, part, strict=True)))
+    gain = size[0] / part[0] / ROWS * size[1] / part[1] / COLUMNS
     expected = torch.zeros(len(transform), len(transform), dtype=torch.complex128)
     for coil in maps.flatten(1):
         seen = coil.conj().unsqueeze(1) * transform
-        expected += seen @ torch.diag(mask.flatten()).to(seen) @ seen.mH / largest
-    found = dense(normal_between(maps, mask, rows, columns), size)
+        expected += seen @ torch.diag(mask.flatten()).to(seen) @ seen.mH / gain
+    found = dense(normal_operator(maps, on_grid(name, mask)), size)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found, found.mH)
     values = torch.linalg.eigvalsh(found)
@@ -97,12 +89,31 @@ def test_between_grids_it_is_its_formula(smooth_maps: MapMaker, name: str, kind:
         assert float(values.max()) > 0.9
 
 
+def test_a_field_of_view_that_is_no_whole_number_of_voxels(smooth_maps: MapMaker) -> None:
+    maps, mask = smooth_maps(COILS, 7, 4), mask_of("2D")
+    sampled = embedded(mask, Window(0, COLUMNS, COLUMNS), 4, 0.7, 1)
+    assert sampled.shape == (7, 6)
+    found = dense(normal_operator(maps, sampled), (7, 4))
+    torch.testing.assert_close(found, found.mH)
+    values = torch.linalg.eigvalsh(found)
+    assert -1e-12 < float(values.min()) <= float(values.max()) < 1 + 1e-12
+
+
+def test_positions_are_those_of_their_frequencies() -> None:
+    """Of 8 encoded positions the 3 from the third on have the frequencies -2, -1, 0."""
+    values, window = torch.tensor([1.0, 2.0, 3.0]), Window(2, 3, 8)
+    assert embedded(values, window, 8, 1.0, 0).tolist() == [0, 0, 1, 2, 3, 0, 0, 0]
+    assert embedded(values, window, 5, 0.5, 0).tolist() == [0, 0, 0, 1, 2, 3, 0, 0, 0, 0]
+    # three voxels carry -1, 0 and 1 alone
+    assert embedded(values, window, 3, 1.0, 0).tolist() == [2, 3, 0]
+
+
 @pytest.mark.parametrize("name", ["own", "finer"])
-def test_both_are_differentiable(smooth_maps: MapMaker, complex_normal: Normal, name: str) -> None:
-    """They are Hermitian, so that a gradient goes through them as an image does."""
+def test_it_is_differentiable(smooth_maps: MapMaker, complex_normal: Normal, name: str) -> None:
+    """It is Hermitian, so that a gradient goes through them as an image does."""
     size, _ = GRIDS[name]
     maps, mask = smooth_maps(COILS, *size), mask_of("2D")
-    operator = normal_operator(maps, mask) if name == "own" else normal_between(maps, mask, *between(name))
+    operator = normal_operator(maps, on_grid(name, mask))
     images, cotangents = complex_normal(2, *size, seed=4).requires_grad_(), complex_normal(2, *size, seed=5)
     (found,) = torch.autograd.grad(operator(images), images, cotangents)
     torch.testing.assert_close(found, operator(cotangents))
@@ -111,8 +122,8 @@ def test_both_are_differentiable(smooth_maps: MapMaker, complex_normal: Normal, 
 def test_types_stay(smooth_maps: MapMaker, complex_normal: Normal) -> None:
     images = complex_normal(2, 14, 9, seed=6)
     maps, mask = smooth_maps(COILS, 14, 9), mask_of("2D")
-    wide = normal_between(maps, mask, *between("finer"))(images)
-    single = [one.to(torch.complex64) for one in (maps, *between("finer"))]
-    found = normal_between(single[0], mask.float(), single[1], single[2])(images.to(torch.complex64))
+    mask = on_grid("finer", mask)
+    wide = normal_operator(maps, mask)(images)
+    found = normal_operator(maps.to(torch.complex64), mask.float())(images.to(torch.complex64))
     assert found.dtype == torch.complex64
     torch.testing.assert_close(found.to(torch.complex128), wide, rtol=1e-5, atol=1e-5)
