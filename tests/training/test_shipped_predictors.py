@@ -20,7 +20,7 @@ from voxelsigma.training.compare import plane_of
 from voxelsigma.training.held_out import HELD_OUT, Setting, held_out_slices
 from voxelsigma.training.volumes import load_volumes
 
-WORTH: Final = {"modl_small": 50, "unrolled_n2r": 60, "unrolled_small": 50}
+WORTH: Final = {"modl_small": 50, "unrolled_n2r": 60, "unrolled_small": 50, "unrolled_ssdu": 60}
 """Probes of a plain sketch that eight do the work of, at least, 96², R=6."""
 
 REFERENCE: Final = 320
