@@ -92,11 +92,12 @@ def measure_response(network: Network, scan: Example, *, seed: int, number: int 
     linearization = linearize(network.bind(plane), scan.kspace)
     value = linearization.value
     own = plane.covariate()
-    zero_filled = own.push(scan.kspace.unsqueeze(0))[0]
     covariate = own if value.is_complex() else plane.covariate(scan.kspace)
     batch = probes_of(plane, scan, seed=seed, counters=(number, 0)).block(0)
     direction = phase_factor(value).to(scan.sensitivities.dtype)
-    turn = torch.ones_like(direction) if value.is_complex() else phase_factor(zero_filled).to(direction.dtype)
+    turn = torch.ones_like(direction)
+    if not value.is_complex():
+        turn = phase_factor(own.push(scan.kspace.unsqueeze(0))[0]).to(direction.dtype)
     # where coils see little there is nothing to be learned
     least = _SMALLEST * covariate.variance.max()
     scale = covariate.variance.max().rsqrt().float()
