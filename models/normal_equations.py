@@ -42,16 +42,16 @@ def least_squares_solver(*, tolerance: float, iterations: int | None, method: st
     """
 
     def solved(right_side: Tensor, weight: Tensor, sensitivities: Tensor, mask: Tensor) -> Tensor:
-        found = conjugate_gradients(
-            _uncentred_operator(weight, sensitivities, mask),
-            torch.fft.ifftshift(right_side, dim=(-2, -1)),
+        normal = normal_operator(sensitivities, mask)
+        return conjugate_gradients(
+            lambda images: normal(images).add_(weight * images),
+            right_side,
             tolerance=tolerance,
             max_iterations=_MAX_ITERATIONS,
             iterations=iterations,
             method=method,
             advice=_ADVICE,
         )
-        return torch.fft.fftshift(found, dim=(-2, -1))
 
     def rule(inputs: Sequence[Tensor], output: Tensor) -> ImplicitPush:
         _, weight, sensitivities, mask = (tensor.detach() for tensor in inputs)
@@ -99,9 +99,10 @@ def normal_operator(sensitivities: Tensor, sampled: Tensor) -> Callable[[Tensor]
     Parameters
     ----------
     sensitivities
-        Unit-norm, shape `(coils, y, x)`, complex.
+        Unit-norm, shape `(..., coils, y, x)`, complex.
     sampled
-        1 or 0 for each position of k-space, real, shape `(k1, k0)`: at least as many as voxels.
+        1 or 0 for each position of k-space, real or boolean, shape `(..., k1, k0)` that goes with the coils': at least
+        as many positions as voxels.
     """
     axes = [axis for axis in (-2, -1) if not _constant_along(sampled, axis)]
     padded = [sampled.shape[axis] for axis in axes]
@@ -134,28 +135,6 @@ def _change(images: Tensor, sensitivities: Tensor, tangents: Tensor, mask: Tenso
     r""":math:`(\dot A^H A + A^H \dot A) x` for tangents of the sensitivities, `(probes, batch, coils, y, x)`."""
     encoding, changed = SenseEncoding(sensitivities, mask), SenseEncoding(tangents, mask)
     return changed.adjoint(encoding.forward(images)) + encoding.adjoint(changed.forward(images))
-
-
-def _uncentred_operator(weight: Tensor, sensitivities: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
-    r""":math:`A^H A + \lambda` between images that are shifted, so that no transform need be.
-
-    Axes along which the mask is constant need no Fourier transform.
-    """
-    axes = [axis for axis in (-2, -1) if not _constant_along(mask, axis)]
-    maps = torch.fft.ifftshift(sensitivities, dim=(-2, -1))
-    conjugated = maps.conj().resolve_conj()
-    sampled = torch.fft.ifftshift(mask, dim=(-2, -1))
-
-    def operator(images: Tensor) -> Tensor:
-        # images: (..., y, x) -> (..., coils, y, x)
-        coil_images = maps * images.unsqueeze(-3)
-        if axes:
-            coil_images = torch.fft.ifftn(torch.fft.fftn(coil_images, dim=axes).mul_(sampled), dim=axes)
-        else:
-            coil_images = coil_images.mul_(sampled)
-        return coil_images.mul_(conjugated).sum(dim=-3).add_(weight * images)
-
-    return operator
 
 
 def _constant_along(mask: Tensor, axis: int) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from voxelsigma.models.cards import ModelCard
 from voxelsigma.models.predictor import SigmaPredictor
 from voxelsigma.models.surrogate_net import LARGEST_WEIGHT, MOST_STAGES, SMALLEST_WEIGHT, check_stages
-from voxelsigma.models.weights import read_weights
+from voxelsigma.models.weights import read_weights, shape_differences
 
 MOST_CHANNELS: Final = 128
 MOST_LEVELS: Final = 6
@@ -184,16 +184,11 @@ def _halves(origin: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_fits(path: Path, tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], described: str) -> None:
     """Names, shapes and types of what a file holds, against those of a predictor that takes no memory yet."""
-    differing = []
-    for name in sorted({*tensors, *needed}):
-        if name not in tensors:
-            differing.append(f"{name} (missing, needs {tuple(needed[name].shape)})")
-        elif name not in needed:
-            differing.append(f"{name} (unknown, has {tuple(tensors[name].shape)})")
-        elif tensors[name].shape != needed[name].shape:
-            differing.append(f"{name} (has {tuple(tensors[name].shape)}, needs {tuple(needed[name].shape)})")
-        elif tensors[name].dtype not in _TYPES:
-            differing.append(f"{name} (is {_type(tensors[name].dtype)}, needs {' or '.join(map(_type, _TYPES))})")
+    differing = shape_differences(tensors, needed) or [
+        f"{name} (is {_type(one.dtype)}, needs {' or '.join(map(_type, _TYPES))})"
+        for name, one in sorted(tensors.items())
+        if one.dtype not in _TYPES
+    ]
     if differing:
         raise ValueError(f"{path}: does not fit a predictor of {described}: {_told(differing)}")
 

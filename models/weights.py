@@ -86,22 +86,25 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, origin: Path, des
     ValueError
         If keys are missing, too many, or of another shape; all of them are listed.
     """
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    expected = network.state_dict()
     given = _without_prefix(tensors, set(expected))
-    found = {key: tuple(value.shape) for key, value in given.items()}
-    if found != expected:
-        differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
-        listed = ", ".join(_difference(key, found.get(key), expected.get(key)) for key in differing)
-        raise ValueError(f"{origin}: does not fit {description}: {listed}")
+    if differing := shape_differences(given, expected):
+        raise ValueError(f"{origin}: does not fit {description}: {', '.join(differing)}")
     network.load_state_dict(dict(given))
 
 
-def _difference(key: str, found: tuple[int, ...] | None, needed: tuple[int, ...] | None) -> str:
-    if found is None:
-        return f"{key} (missing, needs {needed})"
-    if needed is None:
-        return f"{key} (unknown, has {found})"
-    return f"{key} (has {found}, needs {needed})"
+def shape_differences(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:
+    """Of weights that were found and those that a network needs: which are missing, unknown, or of another shape."""
+    differing = []
+    for key in sorted({*found, *needed}):
+        has, needs = (tuple(one[key].shape) if key in one else None for one in (found, needed))
+        if has is None:
+            differing.append(f"{key} (missing, needs {needs})")
+        elif needs is None:
+            differing.append(f"{key} (unknown, has {has})")
+        elif has != needs:
+            differing.append(f"{key} (has {has}, needs {needs})")
+    return differing
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:

@@ -172,7 +172,7 @@ class _Run:
     def described(self, kind: str) -> dict[str, Any]:
         """What the measured scans depend on, but for their number."""
         # what the surrogate begins from, and is taught by; its rate may change where a run diverged
-        own = ("batch", "precision", "channels", "levels")
+        own = ("precision", "channels", "levels")
         content = {
             "model": model_identity(self.card),
             "surrogate": {

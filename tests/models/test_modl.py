@@ -192,7 +192,7 @@ def test_training_stops_after_its_iterations(
     maps: Tensor, plain_mask: Tensor, kspace: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    operator = normal_equations._uncentred_operator
+    operator = normal_equations.normal_operator
 
     def counting(*arguments: Tensor) -> Callable[[Tensor], Tensor]:
         inner = operator(*arguments)
@@ -204,7 +204,7 @@ def test_training_stops_after_its_iterations(
 
         return apply
 
-    monkeypatch.setattr(normal_equations, "_uncentred_operator", counting)
+    monkeypatch.setattr(normal_equations, "normal_operator", counting)
     network = seeded().requires_grad_(True).train()
     network.iterations = 4
     network(kspace, maps, plain_mask).abs().sum().backward()
