@@ -23,7 +23,7 @@ from voxelsigma.models.predictor import SigmaPredictor
 from voxelsigma.models.sense import SenseReconstruction
 from voxelsigma.noise.covariance import covariance_error
 from voxelsigma.noise.gfactor import noise_ratio
-from voxelsigma.noise.instant import FEWEST, Instant, instant_sketch
+from voxelsigma.noise.instant import FEWEST, instant_sketch
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.pico import estimate_linear
 from voxelsigma.noise.precision import Precision, in_precision, reduced
@@ -95,6 +95,14 @@ class VolumeEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """What became of the prediction of a plane; no more of it is kept."""
+
+    certified: bool
+    worst: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimator:
     """Estimates volumes as its properties ask."""
 
@@ -110,7 +118,7 @@ class Estimator:
         found: list[Maps] = []
         names: dict[str, None] = {}
         precisions: list[Precision] = []
-        judged: list[Instant] = []
+        judged: list[_Judged] = []
         ratios, objects = [], []
         for index, plane in enumerate(reconstruction.planes):
             maps, name = self._plane(reconstruction, index, kept, precisions, judged, stop)
@@ -157,7 +165,7 @@ class Estimator:
         index: int,
         kept: VolumeWriter | None,
         precisions: list[Precision],
-        judged: list[Instant],
+        judged: list[_Judged],
         stop: Stop,
     ) -> tuple[Maps, str]:
         """Maps of one plane, and how they were estimated."""
@@ -221,7 +229,7 @@ class Estimator:
         index: int,
         kept: VolumeWriter | None,
         precisions: list[Precision],
-        judged: list[Instant],
+        judged: list[_Judged],
         stop: Stop,
     ) -> tuple[Maps, str]:
         plane = reconstruction.planes[index]
@@ -238,15 +246,15 @@ class Estimator:
             instant = instant_sketch(
                 linearization,
                 source,
-                self._target(),
+                self._stopping(),
                 predict,
                 scale=covariate.variance,
-                fewest=min(self.properties.prior_probes, self.properties.probes),
+                fewest=self._fewest(),
                 covariate=covariate,
                 chunk=self.properties.chunk,
                 progress=report,
             )
-            judged.append(instant)
+            judged.append(_Judged(certified=instant.certified, worst=instant.certificate.worst))
             name = f"{self._sketch_name()}, predicted prior" if instant.certified else self._sketch_name()
             return {kind: instant.map(kind) for kind in kinds}, name
         found = sketch(
@@ -268,22 +276,25 @@ class Estimator:
     def _predictor(self, reconstruction: Reconstruction, kept: VolumeWriter | None) -> SigmaPredictor | None:
         """The model's predictor, if it is to be asked."""
         chosen = self.properties
-        if chosen.prior == "off" or not chosen.control_variate or chosen.probes < FEWEST:
+        if chosen.prior == "off" or not chosen.control_variate or self._stopping().probes < FEWEST:
             return None
-        # of kept probes as many are wanted as were asked for; what a seed repeats must not depend on what they say
-        if kept is not None or (chosen.seed is not None and chosen.target_error is not None):
+        # of kept probes as many are wanted as were asked for
+        if kept is not None:
             return None
         return predictor_of(reconstruction.card, self.device)
+
+    def _fewest(self) -> int:
+        """Probes before a prediction may end the sketch: of a run to be repeated all, so that no value decides it."""
+        most = self._stopping().probes
+        return most if self.properties.seed is not None else min(self.properties.prior_probes, most)
 
     def _sketch_name(self) -> str:
         return "sketch with control variate" if self.properties.control_variate else "sketch"
 
     def _stopping(self) -> Stopping:
-        return self._target() if self.properties.seed is None else self._target().seeded()
-
-    def _target(self) -> Stopping:
         chosen = self.properties
-        return Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
+        asked = Stopping(probes=chosen.probes, target_error=chosen.target_error, time_budget=chosen.time_budget)
+        return asked if chosen.seed is None else asked.seeded()
 
     def _reporting(self, reconstruction: Reconstruction, index: int, stop: Stop) -> Callable[[int, int], None]:
         total = len(reconstruction.planes)
@@ -350,11 +361,11 @@ class Estimator:
         return self.context.probes.volume(meta, image, plane_axis=axis, probes=self.properties.probes)
 
 
-def _told_of(judged: list[Instant]) -> str:
+def _told_of(judged: list[_Judged]) -> str:
     """What became of the predictions of the planes of a volume, in words."""
     if not judged:
         return "none"
-    dropped = [one.certificate.worst for one in judged if not one.certified]
+    dropped = [one.worst for one in judged if not one.certified]
     if not dropped:
         return "certified"
     return f"dropped for {len(dropped)} of {len(judged)} planes: a region is off by {100 * max(dropped):.0f} % or more"

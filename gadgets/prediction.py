@@ -4,11 +4,13 @@ import logging
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from voxelsigma.gadgets.planes import Plane
+from voxelsigma.gadgets.reconstruction import MOST_LOADED
 from voxelsigma.models.cards import ModelCard
 from voxelsigma.models.predictor import SigmaPredictor, plane_features, probe_features
 from voxelsigma.models.predictor_file import load_predictor
@@ -17,20 +19,27 @@ from voxelsigma.noise.sketch import Covariate, Sketch
 
 logger = logging.getLogger("voxelsigma.sketch")
 
-_loaded: dict[tuple[Path, str, str, str], SigmaPredictor | None] = {}
+_Key: TypeAlias = tuple[str, str, str, int, int]
+
 _lock = threading.Lock()
+_loaded: dict[_Key, SigmaPredictor | None] = {}
+_told: set[_Key] = set()
 
 
 def predictor_of(card: ModelCard, device: torch.device) -> SigmaPredictor | None:
-    """The predictor of a card, None without; one that cannot be used is warned of once a process, and left out."""
-    key = card.path.absolute(), card.sha256, card.predictor_sha256, str(device)
+    """The predictor of a card, None without; what was loaded once is kept.
+
+    One that cannot be used is left out, and warned of once a process. It is tried again when its card or its file has
+    changed.
+    """
+    if card.predictor is None:
+        return None
+    key = str(card.path.absolute()), repr(card), str(device), *_stamp(card.predictor)
     with _lock:
         if key not in _loaded:
-            try:
-                _loaded[key] = load_predictor(card, device)
-            except (ValueError, OSError) as error:
-                logger.warning("no prediction of sigma maps, the sketch runs alone: %s", error)
-                _loaded[key] = None
+            _loaded[key] = _load(card, device, key)
+            while len(_loaded) > MOST_LOADED:
+                del _loaded[next(iter(_loaded))]
         return _loaded[key]
 
 
@@ -49,3 +58,23 @@ def prediction(
     assert covariate.normal is not None
     learned = predictor.surrogate.surrogate(of_scan, covariate.normal)
     return predict, replace(covariate, learned=learned)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """When a file was written, in ns, and its bytes; zeros where there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+def _load(card: ModelCard, device: torch.device, key: _Key) -> SigmaPredictor | None:
+    try:
+        return load_predictor(card, device)
+    except (ValueError, OSError) as error:
+        # what was left out of the loaded ones fails again
+        if key not in _told:
+            _told.add(key)
+            logger.warning("no prediction of sigma maps, the sketch runs alone: %s", error)
+        return None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from voxelsigma.noise.prior import Prior
+from voxelsigma.noise.sigma import MapKind
 
 VOXELS_PER_REGION: Final = 400
 """Fewer would hold too few independent numbers to tell 15 % from 30 % with 16 probes."""
@@ -88,7 +89,7 @@ def _parts(places: Tensor, count: int) -> list[Tensor]:
 
 
 class RegionEnergies:
-    r"""Energy of every probe in every region, :math:`e_{s,g} = \overline{a_{s,i}^2 / v_i}`.
+    r"""Energy of every probe in every region, :math:`e_{s,g} = \overline{a_{s,i}^2 / v_i}`, and of :math:`|u|^2`.
 
     Parameters
     ----------
@@ -108,12 +109,13 @@ class RegionEnergies:
         self._scale = self._scale_map.flatten()[self._chosen]
         self._direction = direction.flatten()[self._chosen].conj()
         self.counts = torch.bincount(self._labels[self._chosen], minlength=int(self._labels.max()) + 1)
-        self._seen: list[Tensor] = []
+        self._seen: dict[MapKind, list[Tensor]] = {"magnitude": [], "complex": []}
 
     def add(self, pushed: Tensor) -> None:
         """Take a batch of pushed probes in, shape `(probes, y, x)`."""
-        inside = pushed.flatten(1)[:, self._chosen].to(self._direction.dtype)
-        self._seen.append(self._means((self._direction * inside).real.square()))
+        turned = self._direction * pushed.flatten(1)[:, self._chosen].to(self._direction.dtype)
+        self._seen["magnitude"].append(self._means(turned.real.square()))
+        self._seen["complex"].append(self._means(turned.abs().square()))
 
     def _means(self, energies: Tensor) -> Tensor:
         """Means over the regions of energies of the chosen voxels, `(probes, voxels)`, by their scale."""
@@ -121,7 +123,9 @@ class RegionEnergies:
         sums.index_add_(1, self._labels[self._chosen], energies / self._scale)
         return (sums / self.counts.clamp_min(1)).cpu()
 
-    def certificate(self, variance: Tensor, tolerance: float = TOLERANCE) -> Certificate:
+    def certificate(
+        self, variance: Tensor, tolerance: float = TOLERANCE, *, kind: MapKind = "magnitude"
+    ) -> Certificate:
         r"""Test a prediction with the probes seen so far.
 
         .. math:: \log \frac{\hat\sigma_g}{\sigma_{0,g}} = \frac12 \log \frac{\bar e_g}{p_g}, \qquad
@@ -143,23 +147,25 @@ class RegionEnergies:
         Parameters
         ----------
         variance
-            What energies of the in-phase component are predicted on average (`Prior.mean`), shape `(y, x)`.
+            What energies are predicted on average (`Prior.mean`), shape `(y, x)`.
         tolerance
             Largest relative error of σ that is let pass.
+        kind
+            Of which map: energies of the in-phase component, or of complex voxels.
 
         Raises
         ------
         ValueError
             With fewer than 2 probes.
         """
-        probes = sum(len(one) for one in self._seen)
+        probes = sum(len(one) for one in self._seen[kind])
         if probes < 2:
             raise ValueError(f"certificate: {probes} probes; a test needs at least 2")
         predicted = self._of_map(variance)
         known = (self.counts.cpu() > 0) & (predicted != 0)
         if not bool(known.any()):
             return _nothing_to_test(tolerance, probes)
-        mean, error, together = self._measured(known)
+        mean, error, together = self._measured(known, kind)
         counts, predicted = self.counts.cpu()[known], predicted[known]
         log_ratio = (mean / predicted).log() / 2
         # what is no number is as wrong as can be
@@ -176,7 +182,7 @@ class RegionEnergies:
             probes=probes,
         )
 
-    def corrected(self, prior: Prior, energy: Tensor) -> Prior:
+    def corrected(self, prior: Prior, energy: Tensor, kind: MapKind = "magnitude") -> Prior:
         r"""A prediction that was let pass, moved to the level of the probes, region by region.
 
         What is tolerated may be several times the error that a prediction states. The regions' ratios
@@ -194,8 +200,9 @@ class RegionEnergies:
         prior
             Of either kind of map, finite.
         energy
-            Mean energy of the probes, of that kind, shape `(y, x)`. That of complex voxels is known no worse than that
-            of the in-phase component, whose error is taken for both.
+            Mean energy of the probes, of that kind, shape `(y, x)`.
+        kind
+            Which.
         """
         asked = (prior.variance > 0) & ~prior.vague()
         part, predicted, found = (
@@ -204,7 +211,7 @@ class RegionEnergies:
         known = (predicted > 0) & (found > 0)
         if not bool(known.any()):
             return prior
-        _, error, _ = self._measured(known)
+        _, error, _ = self._measured(known, kind)
         error = error / part[known].sqrt()
         ratio = (found[known] / predicted[known]).log() / 2
         off = (ratio.square() - error.square()).mean().clamp_min(0)
@@ -222,9 +229,9 @@ class RegionEnergies:
         """Means over the regions of a map by its scale, `(regions,)`."""
         return self._means(values.flatten()[self._chosen].to(self._scale).unsqueeze(0))[0]
 
-    def _measured(self, known: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _measured(self, known: Tensor, kind: MapKind) -> tuple[Tensor, Tensor, float]:
         """Mean energies of some regions, standard errors of half their logarithms, `(regions,)`; and A."""
-        energies, counts = torch.cat(self._seen)[:, known], self.counts.cpu()[known].double()
+        energies, counts = torch.cat(self._seen[kind])[:, known], self.counts.cpu()[known].double()
         mean = energies.mean(dim=0).clamp_min(_SMALLEST)
         together = (counts * energies.var(dim=0) / (2 * mean.square())).mean()
         return mean, 0.5 * (2 * together / (counts * len(energies))).sqrt(), float(together)

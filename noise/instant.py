@@ -1,5 +1,6 @@
 """A σ map from a handful of probes and what a network makes of them, or from the full sketch where they disagree."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from voxelsigma.noise.certificate import TOLERANCE, Certificate, RegionEnergies,
 from voxelsigma.noise.fusion import expected, fused, independent_map, measured_variance
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments, projected
-from voxelsigma.noise.prior import Prior
+from voxelsigma.noise.prior import Prior, marginal_loss
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
 from voxelsigma.noise.sigma import MapKind, SigmaMap
 from voxelsigma.noise.sketch import Covariate, Sketch, Stopping, sketch
@@ -27,6 +28,9 @@ PREDICTED_AT: Final = (8, 16, 32)
 _LEAST_WORTH = 2 * FEWEST
 _AROUND = 15
 _MUCH = 2
+_DOUBT: Final = math.log(2) / 2
+_MOST_DOUBT: Final = 12
+_SURE: Final = 0.8
 
 Priors: TypeAlias = Mapping[MapKind, Prior]
 
@@ -43,7 +47,7 @@ class Instant:
     sketch
         Of all the probes that were pushed.
     certificate
-        The last test of a prediction.
+        The last test of a prediction: of both maps the one that is further off.
     priors
         The last prediction, by the kind of map, as the probes correct it; empty where it was dropped.
     before
@@ -93,18 +97,19 @@ def instant_sketch(
 ) -> Instant:
     """Let a network say what the maps will be, test it with the probes, and stop as soon as that is good enough.
 
-    A prediction is made and tested (`RegionEnergies.certificate`) at the counts of `PREDICTED_AT`, and tested again
-    after every further step. While it passes, the probes correct its level (`RegionEnergies.corrected`), and its error
-    is what `stopping.target_error` is compared with; without a target, `fewest` probes are enough if the map is worth
-    twice those of a first prediction. Once it fails it is dropped, and the sketch goes on to its own end, with the
-    probes that were already pushed.
+    Both maps are predicted and tested (`RegionEnergies.certificate`) at the counts of `PREDICTED_AT`, and tested again
+    with every doubling of the probes and before it ends, however many are pushed at a time. While they pass, the probes
+    correct their level (`RegionEnergies.corrected`), later ones what they state to be worth, and their error is what
+    `stopping.target_error` is compared with; without a target, `fewest` probes are enough if the map is worth twice
+    those of a first prediction. Once one fails they are dropped, and the sketch goes on to its own end, with the probes
+    that were already pushed.
 
     Parameters
     ----------
     linearization, probes, stopping, covariate, kind, chunk, keep, progress, clock
         As of `sketch`.
     predict
-        Makes the prediction; that of the magnitude map is tested.
+        Makes the predictions, each of which is tested.
     scale
         What energies are compared by, shape `(y, x)`: a variance of about theirs, such as the zero-filled image's.
     fewest
@@ -143,10 +148,16 @@ def instant_sketch(
         chunk=chunk,
         keep=take,
         enough=judge,
+        looks=(*_doubled(stopping.probes), fewest),
         progress=progress,
         clock=clock,
     )
     return judge.verdict(found)
+
+
+def _doubled(most: int) -> list[int]:
+    """8, 16, 32, and so on."""
+    return [FEWEST << times for times in range((most // FEWEST).bit_length())]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,30 +187,47 @@ class Judge:
 
     def __call__(self, state: Sketch) -> bool:
         """Whether the sketch has seen enough."""
-        found = self.verdict(state)
-        if self.target is None and not (found.certified and state.sums.count >= self.fewest):
+        known = self._certificate
+        # not after every step: how long one is must not matter
+        if known is None or (known.passed and state.sums.count >= 2 * known.probes):
+            known = self._judge(state)
+        # and none is relied upon that was not tested with all probes
+        return self._enough(self._instant(state, known)) and self._enough(self.verdict(state))
+
+    def verdict(self, state: Sketch) -> Instant:
+        """The prediction's share in what was seen so far, by a test with all of it."""
+        known = self._certificate
+        if known is None or (known.passed and known.probes < state.sums.count):
+            known = self._judge(state)
+        return self._instant(state, known)
+
+    def _instant(self, state: Sketch, known: Certificate) -> Instant:
+        assert self._before is not None
+        return Instant(sketch=state, certificate=known, priors=self._corrected, before=self._before)
+
+    def _enough(self, found: Instant) -> bool:
+        state = found.sketch
+        # until then it may still turn out to be wrong
+        if found.certified and state.sums.count < self.fewest:
+            return False
+        if self.target is None and not found.certified:
             return False
         freedom = found.map(self.kind).degrees_of_freedom[state.inside].median()
         # a prediction that knows next to nothing saves no probes, however right it is
         return float(freedom) >= (_LEAST_WORTH if self.target is None else 1 / (2 * self.target**2))
-
-    def verdict(self, state: Sketch) -> Instant:
-        """The prediction's share in what was seen so far."""
-        known = self._certificate
-        if known is None or (known.passed and known.probes < state.sums.count):
-            known = self._judge(state)
-        assert self._before is not None
-        return Instant(sketch=state, certificate=known, priors=self._corrected, before=self._before)
 
     def _judge(self, state: Sketch) -> Certificate:
         """Predict if it is time to, test the prediction, and correct it by the probes."""
         before, count = self._before, state.sums.count
         if before is None or any(before.count < one <= count for one in PREDICTED_AT):
             self._predictions, before = self.predict(state), state.sums.copy()
-        mean = _mean_energy(state, self._predictions["magnitude"], "magnitude")
-        known = self.energies.certificate(mean, self.tolerance)
+        tests = (
+            self.energies.certificate(_mean_energy(state, one, kind), self.tolerance, kind=kind)
+            for kind, one in self._predictions.items()
+        )
+        known = max(tests, key=lambda one: one.worst)
         self._corrected = {
-            kind: self.energies.corrected(one, _energy(state, kind))
+            kind: _doubted(self.energies.corrected(one, _energy(state, kind), kind), state, before, kind)
             for kind, one in self._predictions.items()
             if known.passed
         }
@@ -209,27 +237,53 @@ class Judge:
 
 def _predicted(state: Sketch, before: Moments, prior: Prior, kind: MapKind) -> SigmaMap:
     """A prediction, and what probes add that it has not seen."""
-    later = state.sums - before
-    if later.count < BLOCK_SIZE:
+    later = _later(state, before, kind)
+    if later is None:
         return expected(prior, kind, state.sums.count)
-    return replace(fused(independent_map(replace(state, sums=later), kind), prior), probes=state.sums.count)
+    return replace(fused(later, prior), probes=state.sums.count)
+
+
+def _later(state: Sketch, before: Moments, kind: MapKind) -> SigmaMap | None:
+    """What probes say that a prediction has not seen; None where there are none."""
+    later = state.sums - before
+    return None if later.count < BLOCK_SIZE else independent_map(replace(state, sums=later), kind)
+
+
+def _doubted(prior: Prior, state: Sketch, before: Moments, kind: MapKind) -> Prior:
+    r"""A prediction worth :math:`g \nu_0` only, if later probes say that it is worth less than it states.
+
+    The factor, :math:`2^{-k/2}` and at most 1, minimises `marginal_loss` over the object. The probes' own degrees of
+    freedom are estimates, and up to a fifth too many where few probes lie behind them: that is not put down to the
+    prediction.
+    """
+    later = _later(state, before, kind)
+    if later is None:
+        return prior
+    measured = measured_variance(later)
+    known = state.inside & (prior.variance > 0) & (measured > 0)
+    freedom = _SURE * later.degrees_of_freedom
+    given = prior.variance[known].log(), prior.freedom[known].log(), measured[known], freedom[known]
+
+    def loss(step: int) -> float:
+        return float(marginal_loss(given[0], given[1] - step * _DOUBT, *given[2:]).sum())
+
+    step, least = 0, loss(0)
+    while step < _MOST_DOUBT and (further := loss(step + 1)) < least:
+        step, least = step + 1, further
+    return prior if step == 0 else replace(prior, freedom=prior.freedom * math.exp(-step * _DOUBT))
 
 
 def _better(best: SigmaMap, own: SigmaMap, prior: Prior, inside: Tensor) -> Tensor:
-    r"""Where a prediction is worth more than all the probes without it, shape `(y, x)`.
+    r"""Where in the object a prediction is worth more than all the probes without it, shape `(y, x)`.
 
     By the mean of 1/ν, the map's squared error, over 15 × 15 neighbours: the degrees of freedom of a sketch's own map
     are estimates, which are large where its σ happens to come out small, so that voxel by voxel the luckier of the two
-    would be taken. Where the sketch knows twice as much and more that is no luck.
+    would be taken. Where the sketch knows twice as much and more that is no luck. Beside the object nothing tests it.
     """
     ours, theirs = best.degrees_of_freedom, own.degrees_of_freedom
-    asked = (prior.variance > 0) & (_MUCH * ours >= theirs)
-    found = torch.zeros_like(asked)
-    for part in (inside, ~inside):
-        alike = asked & part.to(asked.device)
-        lost = neighbourhood_mean(torch.where(alike, 1 / ours - 1 / theirs, 0), _AROUND)
-        found |= alike & (lost <= 0)
-    return found
+    asked = inside & (prior.variance > 0) & (_MUCH * ours >= theirs)
+    lost = neighbourhood_mean(torch.where(asked, 1 / ours - 1 / theirs, 0), _AROUND)
+    return asked & (lost <= 0)
 
 
 def _mean_energy(state: Sketch, prior: Prior, kind: MapKind) -> Tensor:

@@ -94,7 +94,7 @@ def fit_responses(
     here = phase.flatten()[chosen]
     wanted = turned.flatten(1)[:, chosen] * scale
     # of different images by their size, so that one ridge is for all
-    sizes = [one.abs().square().mean().sqrt().clamp_min(torch.finfo(scale.dtype).tiny) for one in covariates]
+    sizes = [_size(one) for one in covariates]
     # seen: (probes, offsets, chosen) of each
     seen = [
         torch.stack([(here * part.flatten(1)[:, chosen]).real for part in shifted(one, shape.offsets)], dim=1)
@@ -262,6 +262,12 @@ def _spread(inside: Tensor) -> Tensor:
     if len(places) <= MOST_VOXELS:
         return places
     return places[torch.arange(MOST_VOXELS, device=places.device) * len(places) // MOST_VOXELS]
+
+
+def _size(images: Tensor) -> Tensor:
+    """Root mean square of images, 1 where they are nothing."""
+    found = images.abs().square().mean().sqrt()
+    return torch.where(found > torch.finfo(found.dtype).tiny, found, 1)
 
 
 def _smooth(values: Tensor, size: int) -> Tensor:

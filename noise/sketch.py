@@ -141,6 +141,7 @@ def sketch(
     chunk: int | None = None,
     keep: Callable[[Tensor], None] | None = None,
     enough: Callable[[Sketch], bool] | None = None,
+    looks: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sketch:
@@ -167,6 +168,8 @@ def sketch(
         Given every batch of pushed probes, `(probes, ...)`, in their order.
     enough
         Asked after every step; what it says ends the sketch too.
+    looks
+        Numbers of probes after which a step ends, in whole blocks, however many might be pushed at a time.
     progress, clock
         Told (probes done, probes at most) after every step; monotonic seconds.
     """
@@ -182,8 +185,10 @@ def sketch(
     start, block, done = clock(), 0, 0
     while done < stopping.probes:
         heap.before_step()
-        batch = _joined(list(probes.blocks(block, block + blocks_per_step)))[: stopping.probes - done]
-        block += blocks_per_step
+        ahead = [-(-(look - done) // BLOCK_SIZE) for look in looks if look > done]
+        following = block + min([blocks_per_step, *ahead])
+        batch = _joined(list(probes.blocks(block, following)))[: stopping.probes - done]
+        block = following
         pushed = _joined([linearization.push(part) for part in batch.split(size)])
         if keep is not None:
             keep(pushed)
@@ -213,6 +218,10 @@ def sketch(
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Batches as one; one alone is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _left_out() -> None:
+    logger.warning("the learned surrogate is not finite: the sketch goes on with the filter of this scan")
 
 
 def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
@@ -260,9 +269,13 @@ class _Control:
             own = learned(images, second)
             # what is no number anywhere would be none in the whole map
             if not bool(own.isfinite().all()):
-                logger.warning("the learned surrogate is not finite: the sketch goes on with the filter of this scan")
+                _left_out()
                 return
-            self._surrogate = adapted(learned, pushed, images, second, own, self._image, self._direction)
+            fitting = adapted(learned, pushed, images, second, own, self._image, self._direction)
+            if not fitting.finite():
+                _left_out()
+                return
+            self._surrogate = fitting
             self._simulated = SimulatedVariance(draw=self._drawn, known=self.variance)
 
     def _drawn(self, number: int) -> tuple[Tensor, Tensor]:

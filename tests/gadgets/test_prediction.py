@@ -1,24 +1,22 @@
 """Predicted σ maps in a pipeline: tested by its probes, dropped where they are wrong, refused if another network's."""
 
-import logging
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.gadgets.predictors import add_predictor, named, pipeline, write_volume, written
 from tests.pipelines.runs import SIZE, STD_MAP, run, write_scan
 from torch import Tensor
 
-import voxelsigma.pipelines
 from voxelsigma.formats.image_file import Series, read_series
-from voxelsigma.formats.raw_writer import write_raw
-from voxelsigma.formats.simulate import Simulation, simulate
-from voxelsigma.gadgets import estimation
+from voxelsigma.gadgets import estimation, sketching
 from voxelsigma.gadgets.planes import Plane
 from voxelsigma.gadgets.prediction import prediction, predictor_of
 from voxelsigma.hosts.replay import replay
@@ -27,16 +25,12 @@ from voxelsigma.models.predictor import FEATURES, KINDS, PARTS, SigmaPredictor
 from voxelsigma.noise.prior import Prior
 from voxelsigma.noise.sigma import MapKind
 from voxelsigma.noise.sketch import Covariate
-from voxelsigma.training.card import record_predictor, save_predictor, write_card
-from voxelsigma.training.start import start_network
 
-FOLDER = Path(voxelsigma.pipelines.__path__[0])
-TINY = {"steps": 2, "blocks": 1, "channels": 4}
+SEED = "7"
 SIGMA_COMPLEX, FREEDOM = 2010, 2050
 SMOOTHED = slice(FEATURES - 7, FEATURES - 5)
 # the network of these tests is nearly linear, so that the control variate alone knows its noise well
 WORTH = 1e6
-WARNING = "no prediction of sigma maps, the sketch runs alone"
 
 Patch = Callable[..., list[Tensor]]
 Alone = Callable[[int], dict[int, Series]]
@@ -45,6 +39,12 @@ Alone = Callable[[int], dict[int, Series]]
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scan(tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no property states a seed, this one is drawn."""
+    monkeypatch.setattr(sketching, "secrets", SimpleNamespace(randbits=lambda _: int(SEED)))
 
 
 @pytest.fixture
@@ -93,7 +93,8 @@ def alone(scan: Path, card: Path, tmp_path_factory: pytest.TempPathFactory) -> A
     def made(probes: int) -> dict[int, Series]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(estimation.Estimator, "_covariate", taught)
-            return run(scan, pipeline(card, folder, prior="off", probes=str(probes)), folder / f"{probes}.h5")
+            chosen = pipeline(card, folder, prior="off", seed=SEED, probes=str(probes))
+            return run(scan, chosen, folder / f"{probes}.h5")
 
     return made
 
@@ -102,56 +103,7 @@ def alone(scan: Path, card: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 def plain(scan: Path, card: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Series]:
     """What the sketch gives without a predictor and its surrogate."""
     folder = tmp_path_factory.mktemp("plain")
-    return run(scan, pipeline(card, folder, prior="off"), folder / "out.h5")
-
-
-def named(folder: Path) -> Path:
-    """A card with a predictor that nobody trained."""
-    path = written(folder)
-    add_predictor(path, path)
-    return path
-
-
-def written(folder: Path, *, seed: int = 1) -> Path:
-    """A card without a predictor."""
-    folder.mkdir(exist_ok=True)
-    path = folder / "mine.yaml"
-    write_card(
-        path,
-        start_network("unrolled", TINY, seed=seed),
-        architecture="unrolled",
-        hyperparameters=TINY,
-        fit_for={"acceleration": [1, 8], "coils": [1, 32], "dimension": 2},
-        trained_on="nothing",
-        evaluation="none",
-        licence="none",
-    )
-    return path
-
-
-def add_predictor(path: Path, of: Path) -> None:
-    """Give a card a predictor that was made for the network of a card, its own or another."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        predictor = SigmaPredictor(channels=4, levels=2, surrogate_channels=4, surrogate_levels=2)
-    file = path.with_name("mine.sigma.safetensors")
-    record_predictor(path, file.name, save_predictor(file, predictor, load_card(str(of))))
-
-
-def pipeline(card: Path, folder: Path, **properties: str) -> str:
-    """The shipped pipeline with this card, a seed ("" for none), and these properties of the sketch, in a folder."""
-    text = (FOLDER / "unrolled_sigma.xml").read_text(encoding="utf-8")
-    given = {"seed": "7", "maps": "magnitude complex freedom", **properties}
-    sketch = "".join(f'<property name="{name}" value="{value}"/>' for name, value in given.items() if value)
-    before, _, after = text.partition('<gadget name="sketch">')
-    old, end, rest = after.partition("</gadget>")
-    assert old.count('name="probes" value="64"') == 1
-    if "probes" not in properties:
-        sketch += '<property name="probes" value="64"/>'
-    changed = f'{before}<gadget name="sketch">{sketch}{end}{rest}'
-    path = folder / "mine.xml"
-    path.write_text(changed.replace('value="unrolled_small"', f'value="{card}"'), encoding="utf-8")
-    return str(path)
+    return run(scan, pipeline(card, folder, prior="off", seed=SEED), folder / "out.h5")
 
 
 def meta_of(series: dict[int, Series]) -> dict[str, Any]:
@@ -236,9 +188,9 @@ def test_voxels_that_no_coil_sees_are_the_sketches(
     [
         ({"prior_probes": "16"}, 16, [8, 16]),
         ({"prior_probes": "64", "probes": "24"}, 24, [8, 16]),
-        ({"probes": "48", "target_error": "0.0005", "seed": ""}, 48, [8, 16, 32]),
+        ({"probes": "48", "target_error": "0.0005"}, 48, [8, 16, 32]),
         ({"probes": "8"}, 8, [8]),
-        ({"target_error": "0.04", "seed": ""}, 8, [8]),
+        ({"target_error": "0.04"}, 8, [8]),
     ],
 )
 def test_it_is_asked_as_often_as_it_can_be(
@@ -251,13 +203,49 @@ def test_it_is_asked_as_often_as_it_can_be(
     assert [round(8 * float(one[-1, 0, 0].exp())) for one in seen] == asked
 
 
-def test_what_is_to_be_repeated_stops_on_counts_alone(scan: Path, card: Path, tmp_path: Path, predicts: Patch) -> None:
+@pytest.mark.parametrize(
+    ("factor", "properties", "probes"),
+    [
+        (1.0, {}, 64),
+        (1.0, {"prior_probes": "16", "probes": "24"}, 24),
+        # 1 + 1 / (2 * 0.2^2) is 13.5
+        (1.0, {"target_error": "0.2"}, 14),
+        (4.0, {"target_error": "0.2"}, 14),
+        (4.0, {"probes": "24"}, 24),
+        (1.0, {"probes": "8"}, 8),
+    ],
+)
+def test_what_is_to_be_repeated_stops_on_counts_alone(
+    scan: Path, card: Path, tmp_path: Path, predicts: Patch, factor: float, properties: dict[str, str], probes: int
+) -> None:
+    """Whatever the certificate says, and whatever the map is worth."""
+    asked = predicts(factor)
+    meta = meta_of(run(scan, pipeline(card, tmp_path, seed=SEED, **properties), tmp_path / "out.h5"))
+    assert asked
+    assert (meta["voxelsigma_prior"] == "certified") == (factor == 1)
+    assert int(meta["voxelsigma_probes"]) == probes
+
+
+def test_a_count_that_is_too_small_for_a_prediction_is_kept_to(
+    scan: Path, card: Path, tmp_path: Path, predicts: Patch
+) -> None:
     asked = predicts()
-    meta = meta_of(run(scan, pipeline(card, tmp_path, target_error="0.2"), tmp_path / "out.h5"))
+    meta = meta_of(run(scan, pipeline(card, tmp_path, seed=SEED, target_error="0.3"), tmp_path / "out.h5"))
     assert not asked
-    assert meta["voxelsigma_prior"] == "none"
-    # 1 + 1 / (2 * 0.2^2) is 13.5
-    assert int(meta["voxelsigma_probes"]) == 14
+    # 1 + 1 / (2 * 0.3^2) is 6.6
+    assert (meta["voxelsigma_prior"], int(meta["voxelsigma_probes"])) == ("none", 7)
+
+
+@pytest.mark.parametrize("properties", [{}, {"prior_probes": "16"}, {"probes": "40", "target_error": "0.0005"}])
+def test_the_stated_seed_and_number_of_probes_repeat_a_map(
+    scan: Path, card: Path, tmp_path: Path, predicts: Patch, properties: dict[str, str]
+) -> None:
+    predicts()
+    once = run(scan, pipeline(card, tmp_path, **properties), tmp_path / "once.h5")
+    stated = {name: str(meta_of(once)[f"voxelsigma_{name}"]) for name in ("seed", "probes")}
+    again = run(scan, pipeline(card, tmp_path, **stated), tmp_path / "again.h5")
+    assert meta_of(again)["voxelsigma_prior"] == meta_of(once)["voxelsigma_prior"] == "certified"
+    check_same_maps(once, again)
 
 
 def test_a_real_image_has_a_predicted_map_too(scan: Path, tmp_path: Path, predicts: Patch) -> None:
@@ -315,19 +303,7 @@ def test_one_that_becomes_wrong_leaves_the_sketch_too(
 
 def test_planes_of_a_volume_are_judged_one_by_one(tmp_path: Path, card: Path, predicts: Patch) -> None:
     """16 planes along the readout; of those that no coil sees nothing is predicted."""
-    made = simulate(
-        Simulation(
-            matrix=(8, 16, 16),
-            coils=4,
-            acceleration=2,
-            mask="uniform_1d",
-            reference_lines=12,
-            snr=30,
-            noise_samples=4096,
-            seed=2,
-        )
-    )
-    write_raw(volume := tmp_path / "volume.h5", made.header_xml, made.blocks)
+    volume = write_volume(tmp_path)
     asked = predicts(4.0, from_call=6)
     series = run(volume, pipeline(card, tmp_path, probes="16"), tmp_path / "out.h5")
     told = re.match(r"dropped for (\d+) of (\d+) planes", meta_of(series)["voxelsigma_prior"])
@@ -365,36 +341,3 @@ def test_it_is_not_asked(
     assert meta_of(found[0])["voxelsigma_prior"] == meta_of(found[1])["voxelsigma_prior"] == "none"
     assert int(meta_of(found[0])["voxelsigma_probes"]) == int(properties.get("probes", "64"))
     check_same_maps(*found)
-
-
-def test_a_predictor_of_other_weights_is_warned_of_once(
-    scan: Path, tmp_path: Path, plain: dict[int, Series], caplog: pytest.LogCaptureFixture
-) -> None:
-    other = written(tmp_path / "other", seed=2)
-    mine = written(tmp_path / "mine")
-    add_predictor(mine, other)
-    for number in range(2):
-        series = run(scan, pipeline(mine, tmp_path), tmp_path / f"{number}.h5")
-        assert meta_of(series)["voxelsigma_prior"] == "none"
-        check_same_maps(series, plain)
-    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert re.match(
-        rf"{WARNING}: .*mine\.sigma\.safetensors: predicts the network .*, the card .*mine\.yaml is", warning
-    )
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_predictor_that_cannot_be_read_is_warned_of_once(
-    scan: Path, tmp_path: Path, plain: dict[int, Series], caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
-    mine = named(tmp_path)
-    file = mine.with_name("mine.sigma.safetensors")
-    content = file.read_bytes()
-    file.unlink()
-    if damage == "cut":
-        file.write_bytes(content[:1000])
-    for number in range(2):
-        check_same_maps(run(scan, pipeline(mine, tmp_path), tmp_path / f"{number}.h5"), plain)
-    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    told = "does not exist" if damage == "missing" else "sha256 is"
-    assert re.match(rf"{WARNING}: .*mine\.sigma\.safetensors.*{told}", warning)

@@ -49,6 +49,16 @@ def priors(factor: Tensor | float = 1.0, worth: float = WORTH) -> Priors:
     }
 
 
+def knowing(worth: float) -> Priors:
+    """What somebody says who knows of the truth as much as he states."""
+    drawn = np.random.default_rng(2).chisquare(worth, (2, SIDE, SIDE)) / worth
+    freedom = torch.full_like(TRUTH, worth)
+    return {
+        "magnitude": Prior(variance=TRUTH.square() * torch.from_numpy(drawn[0]), freedom=freedom),
+        "complex": Prior(variance=2 * TRUTH.square() * torch.from_numpy(drawn[1]), freedom=freedom),
+    }
+
+
 def half(factor: float) -> Tensor:
     """A factor on one half of the voxels."""
     return torch.where(torch.arange(SIDE)[:, None] < SIDE // 2, factor, torch.ones_like(GUESS))
@@ -118,7 +128,7 @@ def corrected(prior: Prior, kind: MapKind, count: int) -> Prior:
     energies = RegionEnergies(regions(torch.ones_like(GUESS) > 0), GUESS.square(), JACOBIAN.value)
     energies.add(u[:count])
     turned = JACOBIAN.value.conj() * u[:count]
-    return energies.corrected(prior, (turned.real if kind == "magnitude" else turned.abs()).square().mean(dim=0))
+    return energies.corrected(prior, (turned.real if kind == "magnitude" else turned.abs()).square().mean(dim=0), kind)
 
 
 def equal(one: SigmaMap, other: SigmaMap) -> bool:

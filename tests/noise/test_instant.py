@@ -20,6 +20,7 @@ from tests.noise.predicted import (
     follow_independently,
     half,
     instant,
+    knowing,
     priors,
     push,
     pushed,
@@ -56,17 +57,28 @@ def test_without_a_target_the_first_prediction_that_passes_is_enough() -> None:
         assert (one.kind, one.probes) == (kind, 8)
 
 
-@pytest.mark.parametrize(
-    ("chunk", "asked"), [(8, [8, 16, 32]), (16, [16, 32]), (24, [24, 48]), (32, [32]), (64, [64]), (3, [8, 16, 32])]
-)
-def test_it_is_asked_at_these_counts_only(chunk: int, asked: list[int]) -> None:
+@pytest.mark.parametrize("chunk", [3, 8, 16, 24, 32, 64])
+def test_it_is_asked_at_these_counts_however_many_are_pushed_at_a_time(chunk: int) -> None:
     predict = Predictor(priors())
     found = instant(predict, Stopping(probes=72, target_error=1e-3), COVARIATE, chunk=chunk)
     assert found.certified
     assert PREDICTED_AT == (8, 16, 32)
-    assert predict.asked == asked
+    assert predict.asked == [8, 16, 32]
     assert found.sketch.sums.count == found.certificate.probes == 72
-    assert found.before.count == asked[-1]
+    assert found.before.count == 32
+
+
+@pytest.mark.parametrize("fewest", [8, 12, 24, 40])
+def test_no_more_are_pushed_than_are_asked_for(fewest: int) -> None:
+    found = instant(Predictor(priors()), Stopping(probes=72), fewest=fewest, chunk=64)
+    # whole blocks
+    assert found.sketch.sums.count == -(-fewest // 8) * 8
+
+
+def test_a_target_does_not_end_it_before_the_fewest() -> None:
+    found = instant(Predictor(priors()), Stopping(probes=72, target_error=0.3), fewest=40)
+    assert found.certified
+    assert found.sketch.sums.count == 40
 
 
 @COVARIATES
@@ -103,9 +115,10 @@ def test_fewer_than_a_prediction_takes_are_refused(probes: int, fewest: int, tol
 @COVARIATES
 @pytest.mark.parametrize("kind", KINDS)
 def test_later_probes_are_fused(covariate: Covariate | None, kind: MapKind) -> None:
-    found = instant(follow, Stopping(probes=48, target_error=1e-3), covariate)
-    at_32 = instant(follow, Stopping(probes=32, target_error=1e-3), covariate)
-    prior = corrected(follow(at_32.sketch)[kind], kind, 48)
+    predict = follow if covariate is None else Predictor(knowing(200.0))
+    found = instant(predict, Stopping(probes=48, target_error=1e-3), covariate)
+    at_32 = instant(predict, Stopping(probes=32, target_error=1e-3), covariate)
+    prior = corrected(predict(at_32.sketch)[kind], kind, 48)
     u, w = pushed(32, 48)
     later = independent_map(replace(found.sketch, sums=moments(u, None if covariate is None else w)), kind)
     wanted, own = fused(later, prior), found.sketch.map(kind)
@@ -125,8 +138,8 @@ def test_later_probes_are_fused(covariate: Covariate | None, kind: MapKind) -> N
 
 @pytest.mark.parametrize(("probes", "alone"), [(36, True), (39, True), (40, False)])
 def test_less_than_a_block_of_later_probes_is_not_asked(probes: int, alone: bool) -> None:
-    found = instant(Predictor(priors(worth=400.0)), Stopping(probes=probes, target_error=1e-3), COVARIATE)
-    wanted = expected(corrected(priors(worth=400.0)["magnitude"], "magnitude", probes), "magnitude", probes)
+    found = instant(Predictor(knowing(400.0)), Stopping(probes=probes, target_error=1e-3), COVARIATE)
+    wanted = expected(corrected(knowing(400.0)["magnitude"], "magnitude", probes), "magnitude", probes)
     assert found.map().probes == probes
     assert torch.allclose(found.map().sigma, wanted.sigma) == alone
     assert bool((found.map().degrees_of_freedom > wanted.degrees_of_freedom + 1).all()) != alone
@@ -167,7 +180,7 @@ def test_the_error_bar_covers_where_voxels_are_unlike_their_neighbours(probes: i
 def test_voxels_of_which_nothing_is_predicted_are_the_sketches_own(nothing: float, probes: int) -> None:
     beside = replace(JACOBIAN, value=torch.where(torch.arange(SIDE) < 20, 0.01, 1.0) * JACOBIAN.value)
     says = (torch.arange(SIDE) >= 20).expand(SIDE, SIDE)
-    sure = priors(worth=400.0)
+    sure = knowing(400.0)
     given = {k: replace(one, variance=torch.where(says, one.variance, nothing)) for k, one in sure.items()}
     stopping = Stopping(probes=probes, target_error=1e-3)
     found = instant_sketch(beside, WHITE, stopping, lambda _: given, scale=GUESS.square(), covariate=COVARIATE, chunk=8)
@@ -231,6 +244,50 @@ def test_a_prediction_that_knows_next_to_nothing_saves_no_probes() -> None:
 
 
 # --- predictions that are wrong
+
+
+@COVARIATES
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("states", "probes"), [(400.0, 64), (400.0, 256), (1000.0, 64), (1000.0, 256)])
+def test_later_probes_tell_of_a_worth_that_is_overstated(
+    covariate: Covariate | None, kind: MapKind, states: float, probes: int
+) -> None:
+    found = instant(Predictor(priors(worth=states)), Stopping(probes=probes, target_error=1e-3), covariate)
+    assert found.certified
+    # taken at its word it covers 30 to 57 %
+    assert covered(found.map(kind)) > 0.87
+    assert WORTH / 2 < float(found.priors[kind].freedom.median()) < 2 * WORTH
+
+
+@COVARIATES
+@pytest.mark.parametrize("probes", [40, 64, 128])
+@pytest.mark.parametrize("worth", [40.0, 400.0])
+def test_what_states_its_worth_is_believed(covariate: Covariate | None, worth: float, probes: int) -> None:
+    found = instant(Predictor(knowing(worth)), Stopping(probes=probes, target_error=1e-3), covariate)
+    for kind in KINDS:
+        assert float(found.priors[kind].freedom.median()) == pytest.approx(worth, rel=0.1)
+
+
+def test_a_complex_map_that_is_wrong_alone_is_told_too() -> None:
+    given = {**priors(), "complex": priors(half(1.6))["complex"]}
+    found = instant(Predictor(given), Stopping(probes=64))
+    assert not found.certified
+    assert found.certificate.worst > 0.2
+
+
+@COVARIATES
+def test_beside_the_object_the_map_is_the_sketches_own(covariate: Covariate | None) -> None:
+    dark = torch.arange(SIDE) < 20
+    beside = replace(JACOBIAN, value=torch.where(dark, 0.01, 1.0) * JACOBIAN.value)
+    given = priors(torch.where(dark, 3.0, 1.0).expand(SIDE, SIDE).double())
+    found = instant_sketch(
+        beside, WHITE, Stopping(probes=64), lambda _: given, scale=GUESS.square(), covariate=covariate
+    )
+    assert found.certified
+    for kind in KINDS:
+        own, one = found.sketch.map(kind), found.map(kind)
+        for name in ("sigma", "degrees_of_freedom"):
+            assert torch.equal(getattr(one, name)[:, :20], getattr(own, name)[:, :20])
 
 
 @COVARIATES
@@ -300,10 +357,10 @@ def test_the_target_is_met_by_a_prediction() -> None:
 
 
 def test_the_target_counts_later_probes() -> None:
-    found = instant(Predictor(priors(worth=60.0)), Stopping(probes=512, target_error=0.06))
-    # 1/sqrt(2 (S - 32 - 1 + 60)) reaches 6 % with 139 squares
+    found = instant(Predictor(knowing(60.0)), Stopping(probes=512, target_error=0.06))
+    # 1/sqrt(2 (S - 32 - 1 + 60)) reaches 6 % with 139 squares, and a few for the level, which the probes correct
     assert found.certified
-    assert found.sketch.sums.count == 112
+    assert found.sketch.sums.count == 120
     assert float(found.map().relative_error().median()) <= 0.06
 
 

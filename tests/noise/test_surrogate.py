@@ -274,12 +274,17 @@ def test_a_surrogate_that_is_no_number_is_left_out(
     assert "the learned surrogate is not finite" in caplog.text
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e12, 1e30])
-def test_a_surrogate_of_any_size_leaves_the_map_finite(problem: PlaneProblem, size: float) -> None:
+@pytest.mark.parametrize("gain", [1.0, 1e-3])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e12, 1e30])
+def test_a_surrogate_of_any_size_leaves_the_map_finite(problem: PlaneProblem, size: float, gain: float) -> None:
     """In single precision, as pipelines have it."""
     right = one_stage(problem)
     (stage,) = right.stages
-    huge = replace(stage, kept=replace(stage.kept, weights=size * stage.kept.weights))
+    huge = replace(
+        stage,
+        kept=replace(stage.kept, weights=size * stage.kept.weights),
+        passed=replace(stage.passed, weights=0 * stage.passed.weights),
+    )
     single = replace(
         problem,
         sensitivities=problem.sensitivities.to(torch.complex64),
@@ -289,11 +294,11 @@ def test_a_surrogate_of_any_size_leaves_the_map_finite(problem: PlaneProblem, si
     covariate = single.covariate()
     assert covariate.normal is not None
     own = ProbeSource(variance=single.variance, coils=COILS, seed=14)
-    linearization = Linearization(value=IMAGE.to(torch.complex64), push=covariate.push)
+    linearization = Linearization(value=IMAGE.to(torch.complex64), push=lambda batch: gain * covariate.push(batch))
     learned = replace(right, stages=(replace(huge, operator=covariate.normal),))
     found = sketch(linearization, own, Stopping(probes=24), covariate=replace(covariate, learned=learned)).map()
     # w itself is all there is
-    torch.testing.assert_close(found.sigma, (covariate.variance / 2).sqrt(), rtol=0.1, atol=0)
+    torch.testing.assert_close(found.sigma, gain * (covariate.variance / 2).sqrt(), rtol=0.1, atol=0)
 
 
 def test_chunks_do_not_matter(problem: PlaneProblem) -> None:
