@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from voxelsigma.models.cards import ModelCard
 from voxelsigma.models.predictor import SigmaPredictor
 from voxelsigma.models.surrogate_net import LARGEST_WEIGHT, MOST_STAGES, SMALLEST_WEIGHT, check_stages
-from voxelsigma.models.weights import read_weights, shape_differences
+from voxelsigma.models.weights import shape_differences, weights_of
+
+CALIBRATION_RANGE: Final = (0.05, 20.0)
+"""Smallest and largest factor on the degrees of freedom of a prediction."""
 
 MOST_CHANNELS: Final = 128
 MOST_LEVELS: Final = 6
@@ -79,8 +82,8 @@ def predictor_content(predictor: SigmaPredictor, card: ModelCard) -> bytes:
     Raises
     ------
     ValueError
-        If its sizes are none that a reader takes, weights are not finite or beyond 65504, or a calibration is not above
-        0.
+        If its sizes are none that a reader takes, weights are not finite or beyond 65504, or a calibration is not
+        within `CALIBRATION_RANGE`.
     """
     sizes = _Sizes(
         channels=predictor.last.in_channels,
@@ -106,16 +109,18 @@ def load_predictor(card: ModelCard, device: torch.device) -> SigmaPredictor | No
     FileNotFoundError
         If the file is missing.
     ValueError
-        If its hash is not the card's, it is of another network or other weights, its sizes are out of range, or its
-        tensors are not those of a predictor, all of them finite.
+        If its hash is not the card's, it is of another network or other weights, its sizes or its calibration are out
+        of range, or its tensors are not those of a predictor, all of them finite.
     """
     path = card.predictor
     if path is None:
         return None
     if not path.is_file():
         raise FileNotFoundError(f"{card.path}: predictor {path} does not exist")
-    tensors = read_weights(path, sha256=card.predictor_sha256, stated_by=card.path.name)
-    metadata = _metadata(path)
+    # read once: what was hashed is what is used
+    content = path.read_bytes()
+    tensors = weights_of(path, content, sha256=card.predictor_sha256, stated_by=card.path.name)
+    metadata = _metadata(path, content)
     identity = model_identity(card)
     if metadata["model"] != identity:
         raise ValueError(
@@ -199,8 +204,10 @@ def _check_values(origin: Path | str, tensors: Mapping[str, Tensor]) -> None:
     if broken:
         raise ValueError(f"{origin}: weights that are not finite: {_told(broken)}")
     calibration = tensors["calibration"]
-    if not bool((calibration > 0).all()):
-        raise ValueError(f"{origin}: 'calibration' must be above 0, got {calibration.tolist()}")
+    low, high = CALIBRATION_RANGE
+    # as the file's type has the limits themselves
+    if not bool(((calibration >= low) & (calibration <= high)).all()):
+        raise ValueError(f"{origin}: 'calibration' must be from {low:g} to {high:g}, got {calibration.tolist()}")
 
 
 def _told(names: Sequence[str]) -> str:
@@ -213,13 +220,11 @@ def _type(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _metadata(path: Path, content: bytes) -> dict[str, str]:
     """What a safetensors file, which its own reader found in order, says of its network."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(_PREFIX_BYTES), "little")
-        content = file.read(min(size, _MOST_HEADER))
+    size = int.from_bytes(content[:_PREFIX_BYTES], "little")
     try:
-        found = json.loads(content).get("__metadata__", {})
+        found = json.loads(content[_PREFIX_BYTES : _PREFIX_BYTES + min(size, _MOST_HEADER)]).get("__metadata__", {})
     except (ValueError, RecursionError):
         found = {}
     missing = [key for key in _KEYS if key not in found]

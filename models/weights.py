@@ -52,7 +52,11 @@ def read_weights(path: Path, *, sha256: str | None = None, stated_by: str = "") 
         raise ValueError(f"{path}: weights must be a file of type {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
-    content = path.read_bytes()
+    return weights_of(path, path.read_bytes(), sha256=sha256, stated_by=stated_by)
+
+
+def weights_of(path: Path, content: bytes, *, sha256: str | None = None, stated_by: str = "") -> dict[str, Tensor]:
+    """`read_weights` of what was read from a file."""
     digest = hashlib.sha256(content).hexdigest()
     if sha256 is not None and digest != sha256:
         raise ValueError(f"{path}: sha256 is {digest}, the card {stated_by} states {sha256}")
@@ -129,6 +133,8 @@ def _safe(path: Path, content: bytes) -> dict[str, Tensor]:
         return load_safetensors(content)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    except KeyError as error:
+        raise ValueError(f"{path}: weights of types that cannot be computed with: {error.args[0]}") from None
 
 
 def check_safe_pickles(path: Path) -> None:

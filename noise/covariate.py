@@ -28,7 +28,9 @@ def zero_filled_variance(sensitivities: Tensor, variance: Tensor) -> Tensor:
     return sensitivities.abs().square().sum(dim=0) * variance.mean()
 
 
-def coil_correlation(variance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def coil_correlation(
+    variance: Tensor, rows: Tensor, columns: Tensor, *, steps: tuple[Tensor | None, Tensor | None] = (None, None)
+) -> Tensor:
     r"""Correlation of the noise of two voxels of a zero-filled coil image, by their distance.
 
     .. math:: p(d) = E[z_{i+d}\, z_i^*] = \sum_k \operatorname{Var}_k \, P_{i+d,k} P^*_{i,k}
@@ -41,20 +43,25 @@ def coil_correlation(variance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         Complex noise variance of each sample, shape `(k1, k0)`.
     rows, columns
         From k-space to the image along y and x, shapes `(y, k1)` and `(x, k0)`, complex.
+    steps
+        Of plane waves along y and x, from voxel to voxel: :math:`e^{2\pi i k_m F/n}`, n voxels of the part F of the
+        encoded field of view, shapes `(k1,)` and `(k0,)`. None for what two rows of the matrix say, and where there is
+        but one, 1: a voxel as wide as the field of view carries the frequency 0 alone.
 
     Returns
     -------
         Distances -2 `REACH` to 2 `REACH` along y and x, shape `(4 REACH + 1, 4 REACH + 1)`, complex128.
     """
-    waves = [_products(matrix.to(torch.complex128)) for matrix in (rows, columns)]
+    waves = [_products(matrix.to(torch.complex128), step) for matrix, step in zip((rows, columns), steps, strict=True)]
     return waves[0] @ variance.to(torch.complex128) @ waves[1].mT
 
 
-def _products(matrix: Tensor) -> Tensor:
+def _products(matrix: Tensor, step: Tensor | None) -> Tensor:
     """:math:`P_{i+d} P_i^*` for all distances, shape `(distances, k)`."""
-    # of neighbours, as the image may be narrower than the largest distance
-    step = matrix[1] * matrix[0].conj()
     power = matrix[0].abs().square()
-    turn = torch.where(power > 0, step / power.clamp_min(torch.finfo(torch.float64).tiny), 1)
+    if step is None:
+        # of neighbours, as the image may be narrower than the largest distance; a lone voxel is its own
+        product = matrix[min(1, len(matrix) - 1)] * matrix[0].conj()
+        step = torch.where(power > 0, product / power.clamp_min(torch.finfo(torch.float64).tiny), 1)
     distances = torch.arange(-2 * REACH, 2 * REACH + 1, device=matrix.device)
-    return power * turn ** distances.unsqueeze(1)
+    return power * step.to(matrix) ** distances.unsqueeze(1)

@@ -236,7 +236,7 @@ def image_features(image: Tensor) -> Tensor:
         _smooth(bright, 5) - bright,
         ((_smooth(bright.square(), 5) - _smooth(bright, 5).square()).clamp_min(0) + 1e-4).log(),
     )
-    normalised = [(one - one[inside].mean()) / one[inside].std().clamp_min(1e-6) for one in found]
+    normalised = [(one - one[inside].mean()) / one[inside].std(correction=0).clamp_min(1e-6) for one in found]
     return torch.stack([torch.ones_like(bright), *(one.clamp(-4, 4) for one in normalised)])
 
 

@@ -19,14 +19,14 @@ from voxelsigma.models.predictor_file import load_predictor, model_identity, rou
 from voxelsigma.models.surrogate_net import GRADIENT_STAGES, SOLVED_STAGES, SurrogateNet
 from voxelsigma.training.card import save_predictor
 from voxelsigma.training.config import DataSettings
-from voxelsigma.training.distill_files import claim, destination, record
+from voxelsigma.training.distill_files import check_start, claim, destination, record
 from voxelsigma.training.distill_settings import CALIBRATION_FIRST, DistillSettings
 from voxelsigma.training.example import Example
 from voxelsigma.training.fit import fit, make_fabric
 from voxelsigma.training.held_out import HELD_OUT
 from voxelsigma.training.responses import ResponseLoss, ResponseTarget, measure_response, response_drawer
 from voxelsigma.training.sampling import ExampleSettings, check_drawable
-from voxelsigma.training.sources import Source, open_source
+from voxelsigma.training.sources import Parts, Source, divided, open_source
 from voxelsigma.training.target_files import target_files
 from voxelsigma.training.targets import ScanTarget, measure
 from voxelsigma.training.teaching import calibrate, crop_drawer, prediction_loss
@@ -44,6 +44,7 @@ FIRST_PROBES: Final = (8, 8, 16, 32)
 
 _SNR: Final = (5.0, 50.0)
 _MANY_SHARE: Final = 0.04
+_MOST_TOLD: Final = 5
 
 
 def distill(
@@ -58,8 +59,12 @@ def distill(
 ) -> Path:
     """Make the predictor of a model card, from where an earlier run stopped, and note it on the card.
 
-    Measured scans and checkpoints lie in `NAME.distill` beside the card. A run that is killed at any point and started
-    again ends with the same predictor.
+    Scans, as they were measured, and checkpoints lie in `NAME.distill` beside the card. A run that is killed at any
+    point and started again ends with the same predictor.
+
+    What predictions are worth is found out with further scans. Of scanners' files a fifth is held back for that
+    (`divided`). Scans that are simulated are of the heads that are learned from, with other slices, contrasts, coils,
+    masks and noise: what heads differ in beyond that is not in it.
 
     Parameters
     ----------
@@ -72,8 +77,8 @@ def distill(
     settings
         How; None for the defaults.
     start
-        Name or path of a card whose predictor to begin from, of the same sizes: a network of the same architecture
-        needs fewer steps. None to begin from nothing.
+        Name or path of a card whose predictor to begin from, of the same sizes, and another file than the one that
+        will be written: a network of the same architecture needs fewer steps. None to begin from nothing.
     accelerator
         As Lightning has it: `auto`, `cpu`, `cuda`.
     report
@@ -87,7 +92,7 @@ def distill(
     ------
     FileNotFoundError, ValueError
         If card, weights, data or the predictor to begin from are not valid, the card is not of a network, the folder
-        holds another run, or a scan cannot be measured.
+        holds another run, or too many scans cannot be measured.
     OSError
         If the folder cannot be written; nothing was done then.
     """
@@ -98,15 +103,21 @@ def distill(
     network = load_model(model, torch.device("cpu"))
     assert isinstance(network, Network)
     target = destination(model, out)
+    file = target.with_name(f"{target.stem}{PREDICTOR_SUFFIX}")
+    begin = None if start is None else load_card(str(start))
+    if begin is not None:
+        check_start(begin, file)
     examples = example_settings(model, chosen.matrix)
     source = open_source(data.kind, Path(data.folder), exclude=data.exclude)
     if data.kind == "volumes":
         check_drawable(examples)
     for problem in source.skipped:
         tell(f"left out: {problem}")
+    parts = divided(source)
+    if data.kind != "volumes":
+        tell(_told(parts))
     folder = target.parent / f"{target.stem}.distill"
-    begin = None if start is None else load_card(str(start))
-    run = _Run(model, source, examples, chosen, folder, begin, tell)
+    run = _Run(model, source, parts, examples, chosen, folder, begin, tell)
     predictor = run.begun()
     described = run.described(data.kind)
     claim(folder, described)
@@ -124,7 +135,6 @@ def distill(
     run.trained(predictor, scans, fabric, described)
     factors = calibrate(predictor, [ScanTarget.load(path) for path in checks])
     tell("calibrated: " + ", ".join(f"{kind} freedom x {factor:.2f}" for kind, factor in factors.items()))
-    file = target.with_name(f"{target.stem}{PREDICTOR_SUFFIX}")
     digest = save_predictor(file, predictor, model)
     record(model, target, file.name, digest)
     return target
@@ -156,6 +166,7 @@ class _Run:
 
     card: ModelCard
     source: Source
+    parts: Parts
     examples: ExampleSettings
     settings: DistillSettings
     folder: Path
@@ -189,6 +200,8 @@ class _Run:
             "data": [kind, *self.source.names],
             "versions": [voxelsigma.__version__, torch.__version__.split("+")[0]],
         }
+        if kind != "volumes":
+            content["held back"] = list(self.parts.held_back)
         return json.loads(json.dumps(content))
 
     def begun(self) -> SigmaPredictor:
@@ -214,9 +227,9 @@ class _Run:
             predictor.calibration.fill_(1)
         return predictor
 
-    def scan(self, number: int, device: torch.device) -> Example:
+    def scan(self, source: Source, number: int, device: torch.device) -> Example:
         """The scan of a number, without a batch axis."""
-        one = next(self.source.batches(self.examples, batch=1, seed=self.settings.seed, start=number)).to(device)
+        one = next(source.batches(self.examples, batch=1, seed=self.settings.seed, start=number)).to(device)
         return Example(one.kspace[0], one.sensitivities[0], one.mask[0], None)
 
     def surrogate_trained(
@@ -226,7 +239,8 @@ class _Run:
         settings = self.settings
 
         def measured(number: int) -> ResponseTarget:
-            return measure_response(network, self.scan(number, fabric.device), seed=settings.seed, number=number)
+            scan = self.scan(self.parts.learned, number, fabric.device)
+            return measure_response(network, scan, seed=settings.seed, number=number)
 
         scans = target_files(
             self.folder / "responses",
@@ -254,11 +268,11 @@ class _Run:
         """Files of the scans to learn from and of those to calibrate with, the missing ones measured."""
         settings, seed = self.settings, self.settings.seed
 
-        def measured(number: int) -> ScanTarget:
+        def measured(number: int, source: Source = self.parts.learned) -> ScanTarget:
             first = FIRST_PROBES[int(np.random.default_rng([seed, number, 3]).integers(len(FIRST_PROBES)))]
             return measure(
                 network,
-                self.scan(number, device),
+                self.scan(source, number, device),
                 first=first,
                 probes=settings.probes,
                 seed=seed,
@@ -267,7 +281,7 @@ class _Run:
             )
 
         def checked(number: int) -> ScanTarget:
-            return measured(CALIBRATION_FIRST + number)
+            return measured(CALIBRATION_FIRST + number, self.parts.checked)
 
         # features show its maps: scans of another one are of no use
         weights = {name: one.cpu().numpy().tobytes().hex() for name, one in surrogate.state_dict().items()}
@@ -311,6 +325,18 @@ class _Run:
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _told(parts: Parts) -> str:
+    """What is held back, as far as it fits a line."""
+    if not parts.held_back:
+        return (
+            "calibration: of a single slice nothing can be held back; with what was learned from, predictions seem to "
+            "be worth more than they are"
+        )
+    more = len(parts.held_back) - _MOST_TOLD
+    told = ", ".join(parts.held_back[:_MOST_TOLD]) + (f" and {more} more" if more > 0 else "")
+    return f"calibration: held back are {told}"
 
 
 def _crop_of(shapes: Sequence[tuple[int, int]], side: int) -> tuple[int, int]:

@@ -29,6 +29,21 @@ def destination(card: ModelCard, out: Path | None) -> Path:
     return target
 
 
+def check_start(start: ModelCard, file: Path) -> None:
+    """Refuse to begin from the predictor that the run will replace: started again, it would begin from another one.
+
+    Raises
+    ------
+    ValueError
+        The card's predictor is the file that will be written.
+    """
+    if start.predictor is not None and start.predictor.resolve() == file.resolve():
+        raise ValueError(
+            f"{start.path}: its predictor {start.predictor.name}, to begin from, is the very file that will be "
+            "written; name another folder with --out"
+        )
+
+
 def claim(folder: Path, described: dict[str, Any]) -> None:
     """Make the folder of a run, or see that it is of this one."""
     note = folder / "run.json"

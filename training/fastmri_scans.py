@@ -53,6 +53,11 @@ class FastmriScan:
         return self.shape[0]
 
     @property
+    def positions(self) -> range:
+        """See `ScanFile`."""
+        return range(self.slices)
+
+    @property
     def coils(self) -> int:
         """How many there are."""
         return self.shape[1]

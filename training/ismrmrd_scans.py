@@ -41,6 +41,8 @@ class IsmrmrdScan:
         Of every slice, repetition, and so on: the numbers of its acquisitions, ascending.
     places
         Of every readout in `readouts`, its line of the encoded matrix.
+    positions
+        See `ScanFile`.
     lines
         Measured lines, shape `(k1,)`.
     size
@@ -55,6 +57,7 @@ class IsmrmrdScan:
     path: Path
     readouts: tuple[NDArray[np.int64], ...]
     places: tuple[NDArray[np.int64], ...]
+    positions: tuple[int, ...]
     lines: Lines
     size: int
     coils: int
@@ -131,10 +134,11 @@ def open_ismrmrd(path: Path, name: str) -> IsmrmrdScan:
             raise ValueError("none of its acquisitions is a line of an image")
         imaging = heads[rows]
         size = _readout_size(imaging, encoding)
-        readouts, places, lines = _slices(rows, imaging, encoding)
+        readouts, places, positions, lines = _slices(rows, imaging, encoding)
         noise = heads[_flagged(heads, constants.ACQ_IS_NOISE_MEASUREMENT)]
         coils = int(imaging["active_channels"][0])
-        return IsmrmrdScan(name, path, readouts, places, lines, size, coils, _tells_scale(noise, imaging))
+        scale = _tells_scale(noise, imaging)
+        return IsmrmrdScan(name, path, readouts, places, positions, lines, size, coils, scale)
 
 
 def _flagged(heads: Headers, *flags: int) -> NDArray[np.bool_]:
@@ -180,8 +184,8 @@ def _readout_size(imaging: Headers, encoding: Encoding) -> int:
 
 def _slices(
     rows: NDArray[np.int64], imaging: Headers, encoding: Encoding
-) -> tuple[tuple[NDArray[np.int64], ...], tuple[NDArray[np.int64], ...], Lines]:
-    """Acquisitions and their lines, slice by slice, and the lines that all slices have."""
+) -> tuple[tuple[NDArray[np.int64], ...], tuple[NDArray[np.int64], ...], tuple[int, ...], Lines]:
+    """Acquisitions, their lines and the place in the object, slice by slice, and the lines that all slices have."""
     size, limit = encoding.encoded_matrix[1], encoding.line_limit(1)
     places = imaging["idx"]["kspace_encode_step_1"].astype(np.int64) - limit.center + size // 2
     if places.min() < 0 or places.max() >= size:
@@ -214,7 +218,8 @@ def _slices(
         readouts.append(rows[chosen])
         placed.append(places[chosen])
     assert expected is not None
-    return tuple(readouts), tuple(placed), expected
+    positions = tuple(found[:, COUNTERS.index("slice")].tolist())
+    return tuple(readouts), tuple(placed), positions, expected
 
 
 def _least_lines(size: int) -> int:

@@ -1,6 +1,6 @@
 """Fully sampled measured scans as examples: whitened, with sensitivities and a reference of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,10 @@ class ScanFile(Protocol):
     @property
     def slices(self) -> int:
         """How many there are."""
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Of every slice its place in the object, which repetitions, contrasts and phases share."""
 
     @property
     def coils(self) -> int:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ _SCAN_ENDINGS: Final = (".h5", ".hdf5", ".mrd")
 _CACHE_BYTES: Final = 512 * 2**20
 _ATTEMPTS: Final = 50
 _PROBLEMS_SHOWN: Final = 3
+_HELD_BACK: Final = 5
 
 
 class Source(Protocol):
@@ -126,6 +127,19 @@ class ScanSource:
     The examples of a batch are of slices of one file, which share matrix and coils; files are drawn with the number
     of their slices. A slice that turns out to be damaged is warned of once, not read again, and replaced by another
     one, drawn from a stream of its own: what else is drawn stays the same.
+
+    Parameters
+    ----------
+    folder, files
+        Where they are, and which are used.
+    labelled
+        See `stream`.
+    problems
+        What is not used, and why.
+    cache_bytes
+        Memory for slices that were read.
+    chosen
+        Numbers of the slices to draw from, by the paths of the files; None for all.
     """
 
     folder: Path
@@ -133,6 +147,7 @@ class ScanSource:
     labelled: Collection[str] | None = None
     problems: list[str] = field(default_factory=list)
     cache_bytes: int = _CACHE_BYTES
+    chosen: Mapping[Path, Sequence[int]] | None = None
     _cache: OrderedDict[tuple[Path, int], MeasuredSlice] = field(default_factory=OrderedDict)
     _unusable: set[tuple[Path, int]] = field(default_factory=set)
 
@@ -176,15 +191,16 @@ class ScanSource:
         What replaces them depends on the key (seed and number of the batch) and the attempt, not on what was read
         before, so that processes with other memories draw alike.
         """
-        counts = np.array([file.slices for file in files])
+        chosen = [range(file.slices) if self.chosen is None else self.chosen[file.path] for file in files]
+        counts = np.array([len(one) for one in chosen])
         usable: list[MeasuredSlice] = []
         for attempt in range(_ATTEMPTS):
             # entropy that ends in 0 is the same as without it: attempts count from 1
             source = rng if attempt == 0 else np.random.default_rng([*key, attempt])
             if not usable:
-                file = files[source.choice(len(files), p=counts / counts.sum())]
-            numbers = source.integers(file.slices, size=batch - len(usable)).tolist()
-            found = [self._slice(file, number) for number in numbers]
+                which = source.choice(len(files), p=counts / counts.sum())
+            places = source.integers(len(chosen[which]), size=batch - len(usable)).tolist()
+            found = [self._slice(files[which], chosen[which][place]) for place in places]
             usable += [one for one in found if one is not None]
             if len(usable) == batch:
                 return usable
@@ -214,6 +230,56 @@ class ScanSource:
         while len(self._cache) > 1 and sum(one.nbytes for one in self._cache.values()) > self.cache_bytes:
             self._cache.popitem(last=False)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A source in two.
+
+    Parameters
+    ----------
+    learned, checked
+        What is learned from, and what tells how well: the same where nothing can be held back.
+    held_back
+        What only `checked` draws from: names of files, or of files and the places of slices in the object.
+    """
+
+    learned: Source
+    checked: Source
+    held_back: tuple[str, ...]
+
+
+def divided(source: Source) -> Parts:
+    """Hold back every fifth file of measured scans, or of fewer than five files every fifth slice, at least one.
+
+    Repetitions of a slice go together. Of volumes nothing is held back: scans of them are simulated anew each time, and
+    differ in slice, contrast, coils, mask and noise, though not in the head. Of a single slice nothing can be.
+    """
+    if not isinstance(source, ScanSource):
+        return Parts(source, source, ())
+    places = [sorted({(file.path, position) for position in file.positions}) for file in source.files]
+    whole = len(places) >= _HELD_BACK
+    names = source.names
+    if not whole:
+        names = tuple(f"{name} (slice {one})" for name, own in zip(names, places, strict=True) for _, one in own)
+        places = [[place] for own in places for place in own]
+    if len(places) == 1:
+        return Parts(source, source, ())
+    step = min(_HELD_BACK, len(places))
+    held = {place for own in places[step // 2 :: step] for place in own}
+    learned, checked = (
+        {
+            file.path: [number for number, one in enumerate(file.positions) if ((file.path, one) in held) == back]
+            for file in source.files
+        }
+        for back in (False, True)
+    )
+    return Parts(_part(source, learned), _part(source, checked), names[step // 2 :: step])
+
+
+def _part(source: ScanSource, chosen: Mapping[Path, Sequence[int]]) -> ScanSource:
+    """Some slices; what was read, and what is damaged, is shared with the whole."""
+    return replace(source, files=tuple(file for file in source.files if chosen[file.path]), chosen=chosen)
 
 
 def _scan_name(path: Path, folder: Path) -> str:

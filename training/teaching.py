@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxelsigma.models.predictor import KINDS, PARTS, SigmaPredictor
+from voxelsigma.models.predictor_file import CALIBRATION_RANGE
 from voxelsigma.noise.prior import marginal_loss
 from voxelsigma.noise.sigma import MapKind
 from voxelsigma.training.targets import ScanTarget
-
-CALIBRATION_RANGE: Final = (0.05, 20.0)
-"""Smallest and largest factor on the degrees of freedom of a prediction."""
 
 _OUTSIDE: Final = 0.1
 _SMALLEST: Final = 1e-6
@@ -100,7 +98,7 @@ def prediction_loss(network: nn.Module, example: Crops, rng: np.random.Generator
 
 
 def calibrate(predictor: SigmaPredictor, scans: Sequence[ScanTarget]) -> dict[MapKind, float]:
-    r"""Measure what predictions are worth on scans that were not trained on, and put it into the predictor.
+    r"""Measure what predictions are worth on other scans than those learned from, and put it into the predictor.
 
     The factor g on all :math:`\nu_0` of a kind minimises `marginal_loss`, summed over the object's voxels of all scans.
 
@@ -109,7 +107,8 @@ def calibrate(predictor: SigmaPredictor, scans: Sequence[ScanTarget]) -> dict[Ma
     predictor
         On the CPU; its `calibration` is replaced.
     scans
-        Scans of the same network.
+        Of the same network. What they have in common with those learned from (heads, coils) is not part of what they
+        say a prediction is worth.
 
     Returns
     -------

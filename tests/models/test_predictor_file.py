@@ -17,7 +17,13 @@ from torch.utils._pytree import tree_leaves
 
 from voxelsigma.models.cards import ModelCard, load_card
 from voxelsigma.models.predictor import FEATURES, OF_SCAN, SigmaPredictor
-from voxelsigma.models.predictor_file import load_predictor, model_identity, predictor_content, round_weights
+from voxelsigma.models.predictor_file import (
+    CALIBRATION_RANGE,
+    load_predictor,
+    model_identity,
+    predictor_content,
+    round_weights,
+)
 
 CPU = torch.device("cpu")
 NAME = "tiny.sigma.safetensors"
@@ -317,7 +323,14 @@ def test_what_sizes_say_takes_no_memory_before_tensors_fit(write: Write, content
         ("more", torch.ones(2), r"more \(unknown, has \(2,\)\)"),
         ("last.bias", torch.ones(5), r"last\.bias \(has \(5,\), needs \(4,\)\)"),
         ("last.bias", torch.tensor([1.0, 2.0, float("nan"), 0.0]), r"weights that are not finite: last\.bias"),
-        ("calibration", torch.tensor([1.0, 0.0]), r"'calibration' must be above 0, got \[1\.0, 0\.0\]"),
+        ("calibration", torch.tensor([1.0, 0.0]), r"'calibration' must be from 0\.05 to 20, got \[1\.0, 0\.0\]"),
+        (
+            "calibration",
+            torch.tensor([1e30, 1.0]),
+            r"'calibration' must be from 0\.05 to 20, got \[1\.0\d*e\+30, 1\.0\]",
+        ),
+        ("calibration", torch.tensor([1.0, 20.001]), r"'calibration' must be from 0\.05 to 20"),
+        ("calibration", torch.tensor([0.0499, 1.0]), r"'calibration' must be from 0\.05 to 20"),
         ("surrogate.last.weight", None, rf": surrogate\.last\.weight \(missing, needs \({LAST}, 2, 1, 1\)\)"),
         ("surrogate.last.bias", torch.full((LAST,), float("inf")), r"not finite: surrogate\.last\.bias"),
     ],
@@ -330,9 +343,48 @@ def test_tensors_that_are_not_a_predictors(
         load_predictor(write(packed(tensors, noted(write(None)))), CPU)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32])
+def test_calibrations_at_their_limits_are_read(write: Write, content: bytes, kind: torch.dtype) -> None:
+    limits = torch.tensor(CALIBRATION_RANGE, dtype=kind)
+    found = load_predictor(write(packed({**load(content), "calibration": limits}, noted(write(None)))), CPU)
+    assert found is not None
+    assert torch.equal(found.calibration, limits.float())
+
+
+def test_the_bytes_that_were_hashed_are_those_that_are_used(
+    write: Write, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the file is replaced meanwhile, by one that says other things of itself."""
+    card, real = write(content), Path.read_bytes
+
+    def replaced_after(path: Path) -> bytes:
+        found = real(path)
+        path.write_bytes(packed(load(content), {**noted(card), "levels": "3"}))
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", replaced_after)
+    found = load_predictor(card, CPU)
+    assert found is not None
+    assert found.levels == SIZES["levels"]
+
+
+def test_types_that_torch_does_not_have_are_refused(write: Write, content: bytes) -> None:
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert header["calibration"]["dtype"] == "F32"
+    first, last = header["calibration"]["data_offsets"]
+    header["calibration"].update(dtype="F8_E8M0", shape=[last - first])
+    text = json.dumps(header).encode()
+    with pytest.raises(ValueError, match=r"sigma\.safetensors: weights of types that .* computed with: F8_E8M0"):
+        load_predictor(write(len(text).to_bytes(8, "little") + text + content[8 + size :]), CPU)
+
+
 def test_a_predictor_that_no_reader_takes_is_not_written(write: Write) -> None:
     card = write(None)
     broken = predictor()
+    broken.calibration[0] = 20.5
+    with pytest.raises(ValueError, match=r"tiny \(predictor\): 'calibration' must be from 0\.05 to 20, got \[20\.5, "):
+        predictor_content(broken, card)
     broken.calibration[0] = float("inf")
     with pytest.raises(ValueError, match=r"tiny \(predictor\): weights that are not finite: calibration"):
         predictor_content(broken, card)

@@ -1,5 +1,7 @@
 """Distillations that begin from the predictor of another card."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,31 @@ def test_it_ends_with_a_predictor_of_its_own(tmp_path: Path, card: Path, data: D
     assert run(card, data, tmp_path, start=begun)[0] == found
     with pytest.raises(ValueError, match=r"tiny\.distill: holds another run \(differing in start\)"):
         run(card, data, tmp_path)
+
+
+def test_the_predictor_that_will_be_written_is_nothing_to_begin_from(
+    tmp_path: Path, data: DataSettings, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between its file and the card, such a run could not go on; nothing is touched, however it is named."""
+    folder = Path(shutil.copytree(whole, tmp_path / "copy"))
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "again.yaml").write_text((folder / "tiny.yaml").read_text())
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    monkeypatch.chdir(folder)
+    for start, out in (
+        (folder / "tiny.yaml", None),
+        (Path("tiny.yaml"), None),
+        (folder / "again.yaml", folder),
+        (tmp_path / "link" / "tiny.yaml", None),
+        (folder / "tiny.yaml", tmp_path / "link"),
+    ):
+        told = r"tiny\.sigma\.safetensors, to begin from, is the very file that will be written; name .* with --out"
+        with pytest.raises(ValueError, match=told):
+            run(folder / "tiny.yaml", replace(data, folder="nowhere"), out, start=start)
+    assert before == {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    # in another folder it is
+    found, _ = run(folder / "tiny.yaml", data, tmp_path / "other", start=folder / "tiny.yaml")
+    assert run(folder / "tiny.yaml", data, tmp_path / "other", start=folder / "tiny.yaml")[0] == found
 
 
 @pytest.mark.parametrize(

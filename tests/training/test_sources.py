@@ -1,7 +1,7 @@
 """Folders of data to train on."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from voxelsigma.formats.raw_writer import write_raw
 from voxelsigma.training.example import Example
 from voxelsigma.training.sampling import ExampleSettings
 from voxelsigma.training.scans import MeasuredSlice
-from voxelsigma.training.sources import ScanSource, Source, open_source
+from voxelsigma.training.sources import ScanSource, Source, divided, open_source
 
 SETTINGS = ExampleSettings(matrix=(24, 32), coils=(3, 4), many_coils_share=0.0, acceleration=(2, 4), snr=(5, 20))
 
@@ -221,3 +221,79 @@ def test_the_memory_of_prepared_slices_is_bounded(folders: Path) -> None:
     first, second = (list(islice(batches(one), 8)) for one in (source, tight))
     assert sum(one.nbytes for one in tight._cache.values()) <= tight.cache_bytes
     assert all(equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# --- what is held back
+
+
+def images(source: Source, *, count: int = 40) -> set[bytes]:
+    """Which slices are drawn: their references, without the noise and the support that are drawn with them."""
+    plain = replace(SETTINGS, snr=(1e6, 1e6), support_share=0.0)
+    drawn = (example.target for example in islice(source.batches(plain, batch=1, seed=3), count))
+    return {target.numpy().tobytes() for target in drawn if target is not None}
+
+
+@pytest.mark.parametrize(("files", "held"), [(5, ("2",)), (6, ("2",)), (8, ("2", "7"))])
+def test_every_fifth_file_is_held_back(tmp_path: Path, files: int, held: tuple[str, ...]) -> None:
+    for number in range(files):
+        fastmri_file(tmp_path / f"{number}.h5", slices=1, matrix=(1, 40, 32), coils=3, seed=number)
+    parts = divided(open_source("fastmri", tmp_path))
+    assert parts.held_back == parts.checked.names == held
+    assert parts.learned.names == tuple(str(number) for number in range(files) if str(number) not in held)
+    learned, checked = images(parts.learned), images(parts.checked)
+    assert (len(learned), len(checked)) == (files - len(held), len(held))
+    assert not learned & checked
+
+
+@pytest.mark.parametrize(
+    ("slices", "held"),
+    [
+        ((2,), ("0 (slice 1)",)),
+        ((4,), ("0 (slice 2)",)),
+        ((8,), ("0 (slice 2)", "0 (slice 7)")),
+        ((1, 1), ("1 (slice 0)",)),
+        ((3, 1, 5), ("0 (slice 2)", "2 (slice 3)")),
+    ],
+)
+def test_of_few_files_every_fifth_slice_is_held_back(
+    tmp_path: Path, slices: tuple[int, ...], held: tuple[str, ...]
+) -> None:
+    for number, count in enumerate(slices):
+        fastmri_file(tmp_path / f"{number}.h5", slices=count, matrix=(1, 40, 32), coils=3, seed=number)
+    parts = divided(open_source("fastmri", tmp_path))
+    assert parts.held_back == held
+    learned, checked = images(parts.learned, count=80), images(parts.checked, count=80)
+    assert (len(learned), len(checked)) == (sum(slices) - len(held), len(held))
+    assert not learned & checked
+    assert learned | checked == images(open_source("fastmri", tmp_path), count=160)
+
+
+def test_repetitions_of_a_slice_are_held_back_together(tmp_path: Path) -> None:
+    ismrmrd_file(tmp_path / "a.h5", slices=3, repetitions=2)
+    source = open_source("ismrmrd", tmp_path)
+    assert isinstance(source, ScanSource)
+    assert source.files[0].positions == (0, 0, 1, 1, 2, 2)
+    parts = divided(source)
+    assert parts.held_back == ("a (slice 1)",)
+    learned, checked = images(parts.learned), images(parts.checked)
+    assert (len(learned), len(checked)) == (4, 2)
+    assert not learned & checked
+
+
+def test_of_one_slice_and_of_volumes_nothing_is_held_back(folders: Path, tmp_path: Path) -> None:
+    ismrmrd_file(tmp_path / "a.h5", slices=1, repetitions=2)
+    for source in (open_source("ismrmrd", tmp_path), open_source("volumes", folders / "volumes")):
+        parts = divided(source)
+        assert parts.held_back == ()
+        assert parts.learned is parts.checked is source
+
+
+def test_damaged_slices_are_named_by_their_own_numbers(tmp_path: Path) -> None:
+    fastmri_file(tmp_path / "a.h5", slices=6, matrix=(1, 40, 32), coils=3)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["kspace"][4, 1, 20, 20] = np.inf
+    parts = divided(open_source("fastmri", tmp_path))
+    assert parts.held_back == ("a (slice 2)",)
+    with pytest.warns(RuntimeWarning, match="data: a: slice 4: holds NaN or Inf"):
+        assert len(images(parts.learned)) == 4
+    assert len(images(parts.checked)) == 1

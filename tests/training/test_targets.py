@@ -19,7 +19,6 @@ from voxelsigma.noise.sketch import Stopping, sketch
 from voxelsigma.noise.voxels import object_mask, phase_factor
 from voxelsigma.training.compare import plane_of
 from voxelsigma.training.examples import Example
-from voxelsigma.training.target_files import target_files
 from voxelsigma.training.targets import ScanTarget, measure
 
 
@@ -217,40 +216,3 @@ def test_every_cut_and_flipped_bit_is_seen(tmp_path: Path, target: ScanTarget) -
             assert "a.npz: damaged" in str(error)  # noqa: PT017
         else:
             assert same(found, target)
-
-
-def test_the_missing_and_the_damaged_are_made(tmp_path: Path, target: ScanTarget) -> None:
-    made: list[int] = []
-    lines: list[str] = []
-
-    def make(number: int) -> ScanTarget:
-        made.append(number)
-        return target
-
-    def run(count: int) -> list[Path]:
-        made.clear()
-        lines.clear()
-        return target_files(tmp_path / "scans", count, load=ScanTarget.load, make=make, tell=lines.append)
-
-    paths = run(3)
-    assert made == [0, 1, 2]
-    assert [path.name for path in paths] == ["00000.npz", "00001.npz", "00002.npz"]
-    assert len(lines) == 1
-    assert lines[0].startswith("scans 3/3  ")
-    assert lines[0].endswith(" s each, 0 min to go")
-    run(3)
-    assert (made, lines) == ([], [])
-    paths[1].write_bytes(paths[1].read_bytes()[:1000])
-    run(5)
-    assert made == [1, 3, 4]
-    assert "00001.npz: damaged" in lines[0]
-    assert lines[1] == "scans: 2 of 5 are there"
-    assert same(ScanTarget.load(paths[1]), target)
-
-
-def test_a_scan_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    def make(number: int) -> ScanTarget:
-        raise ValueError("linearize: the reconstruction is not differentiable")
-
-    with pytest.raises(ValueError, match="distill: scans 0 cannot be measured: linearize: the reconstruction is not"):
-        target_files(tmp_path / "scans", 2, load=ScanTarget.load, make=make, tell=print)
