@@ -16,7 +16,7 @@ from voxelsigma.gadgets.context import Context
 from voxelsigma.gadgets.images import image_fov_mm, labels
 from voxelsigma.gadgets.items import Whitening
 from voxelsigma.gadgets.planes import Plane, assemble, independent_planes
-from voxelsigma.gadgets.prediction import prediction, predictor_of
+from voxelsigma.gadgets.prediction import Judged, Refused, prediction, predictor_of, told_of, with_prior
 from voxelsigma.gadgets.reconstruction import Reconstruction
 from voxelsigma.gadgets.sketch_properties import SketchProperties
 from voxelsigma.models.predictor import SigmaPredictor
@@ -95,14 +95,6 @@ class VolumeEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Judged:
-    """What became of the prediction of a plane; no more of it is kept."""
-
-    certified: bool
-    worst: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimator:
     """Estimates volumes as its properties ask."""
 
@@ -118,7 +110,7 @@ class Estimator:
         found: list[Maps] = []
         names: dict[str, None] = {}
         precisions: list[Precision] = []
-        judged: list[_Judged] = []
+        judged: list[Judged] = []
         ratios, objects = [], []
         for index, plane in enumerate(reconstruction.planes):
             maps, name = self._plane(reconstruction, index, kept, precisions, judged, stop)
@@ -146,9 +138,9 @@ class Estimator:
             freedom_median=freedom_median,
             explained=explained,
             probes=max(one.probes for one in magnitudes),
-            estimator=" and ".join(names),
+            estimator=with_prior(" and ".join(names), judged),
             precision=str(precisions[0]) if precisions else "float32",
-            prior=_told_of(judged),
+            prior=told_of(judged),
         )
         logger.info(
             "sigma of %s: %s, %d probes, relative standard error %.1f %% (median over the object)",
@@ -165,7 +157,7 @@ class Estimator:
         index: int,
         kept: VolumeWriter | None,
         precisions: list[Precision],
-        judged: list[_Judged],
+        judged: list[Judged],
         stop: Stop,
     ) -> tuple[Maps, str]:
         """Maps of one plane, and how they were estimated."""
@@ -229,7 +221,7 @@ class Estimator:
         index: int,
         kept: VolumeWriter | None,
         precisions: list[Precision],
-        judged: list[_Judged],
+        judged: list[Judged],
         stop: Stop,
     ) -> tuple[Maps, str]:
         plane = reconstruction.planes[index]
@@ -241,22 +233,23 @@ class Estimator:
         predictor = self._predictor(reconstruction, kept)
         # of a plane that no coil sees nothing can be predicted
         if predictor is not None and covariate is not None and bool(covariate.variance.any()):
-            with self.context.turns():
-                predict, covariate = prediction(predictor, plane, value, covariate)
-            instant = instant_sketch(
-                linearization,
-                source,
-                self._stopping(),
-                predict,
-                scale=covariate.variance,
-                fewest=self._fewest(),
-                covariate=covariate,
-                chunk=self.properties.chunk,
-                progress=report,
-            )
-            judged.append(_Judged(certified=instant.certified, worst=instant.certificate.worst))
-            name = f"{self._sketch_name()}, predicted prior" if instant.certified else self._sketch_name()
-            return {kind: instant.map(kind) for kind in kinds}, name
+            if not isinstance(predictor, Refused):
+                with self.context.turns():
+                    predict, covariate = prediction(predictor, plane, value, covariate)
+                instant = instant_sketch(
+                    linearization,
+                    source,
+                    self._stopping(),
+                    predict,
+                    scale=covariate.variance,
+                    fewest=self._fewest(),
+                    covariate=covariate,
+                    chunk=self.properties.chunk,
+                    progress=report,
+                )
+                judged.append(Judged(certified=instant.certified, worst=instant.certificate.worst))
+                return {kind: instant.map(kind) for kind in kinds}, self._sketch_name()
+            judged.append(Judged(refused=predictor))
         found = sketch(
             linearization,
             source,
@@ -273,7 +266,7 @@ class Estimator:
             return None
         return plane.problem.covariate(None if image.is_complex() else plane.kspace)
 
-    def _predictor(self, reconstruction: Reconstruction, kept: VolumeWriter | None) -> SigmaPredictor | None:
+    def _predictor(self, reconstruction: Reconstruction, kept: VolumeWriter | None) -> SigmaPredictor | Refused | None:
         """The model's predictor, if it is to be asked."""
         chosen = self.properties
         if chosen.prior == "off" or not chosen.control_variate or self._stopping().probes < FEWEST:
@@ -359,16 +352,6 @@ class Estimator:
         )
         axis = 2 if kspace.volumetric else 0
         return self.context.probes.volume(meta, image, plane_axis=axis, probes=self.properties.probes)
-
-
-def _told_of(judged: list[_Judged]) -> str:
-    """What became of the predictions of the planes of a volume, in words."""
-    if not judged:
-        return "none"
-    dropped = [one.worst for one in judged if not one.certified]
-    if not dropped:
-        return "certified"
-    return f"dropped for {len(dropped)} of {len(judged)} planes: a region is off by {100 * max(dropped):.0f} % or more"
 
 
 def _tell(model: str, linearization: Linearization) -> None:

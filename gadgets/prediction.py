@@ -2,9 +2,10 @@
 
 import logging
 import threading
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,13 +22,49 @@ logger = logging.getLogger("voxelsigma.sketch")
 
 _Key: TypeAlias = tuple[str, str, str, int, int]
 
+_MOST_OFF: Final = 10.0
+"""Relative error beyond which a figure says nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A predictor that cannot be used.
+
+    Parameters
+    ----------
+    reason
+        Why, in ASCII and without paths: it goes into images.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What became of the prediction of a plane; no more of it is kept.
+
+    Parameters
+    ----------
+    certified
+        Whether it is part of the plane's maps.
+    worst
+        By how much a region is off, as a relative error of σ.
+    refused
+        Why nothing was predicted at all; None where something was.
+    """
+
+    certified: bool = False
+    worst: float = 0.0
+    refused: Refused | None = None
+
+
 _lock = threading.Lock()
-_loaded: dict[_Key, SigmaPredictor | None] = {}
+_loaded: dict[_Key, SigmaPredictor | Refused] = {}
 _told: set[_Key] = set()
 
 
-def predictor_of(card: ModelCard, device: torch.device) -> SigmaPredictor | None:
-    """The predictor of a card, None without; what was loaded once is kept.
+def predictor_of(card: ModelCard, device: torch.device) -> SigmaPredictor | Refused | None:
+    """The predictor of a card, None where the card names none; what was loaded once is kept.
 
     One that cannot be used is left out, and warned of once a process. It is tried again when its card or its file has
     changed.
@@ -60,6 +97,32 @@ def prediction(
     return predict, replace(covariate, learned=learned)
 
 
+def told_of(judged: Sequence[Judged]) -> str:
+    """What became of the predictions of the planes of a volume, in words."""
+    refused = [one.refused for one in judged if one.refused is not None]
+    if refused:
+        # a file may be exchanged while a volume is at work
+        some = "" if len(refused) == len(judged) else f" for {len(refused)} of {len(judged)} planes"
+        return f"refused{some}: {refused[0].reason}"
+    if not judged:
+        return "none"
+    dropped = [one.worst for one in judged if not one.certified]
+    if not dropped:
+        return "certified"
+    # what is no number is off by more, too
+    known = all(one <= _MOST_OFF for one in dropped)
+    off = f"{100 * max(dropped):.0f} % or more" if known else f"more than {100 * _MOST_OFF:.0f} %"
+    return f"dropped for {len(dropped)} of {len(judged)} planes: a region is off by {off}"
+
+
+def with_prior(name: str, judged: Sequence[Judged]) -> str:
+    """Name of an estimator, with the part that predictions have in the maps of a volume."""
+    certified = [one.certified for one in judged]
+    if not any(certified):
+        return name
+    return f"{name}, predicted prior" if all(certified) else f"{name}, in part with a predicted prior"
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     """When a file was written, in ns, and its bytes; zeros where there is none."""
     try:
@@ -69,12 +132,17 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_size
 
 
-def _load(card: ModelCard, device: torch.device, key: _Key) -> SigmaPredictor | None:
+def _load(card: ModelCard, device: torch.device, key: _Key) -> SigmaPredictor | Refused:
     try:
-        return load_predictor(card, device)
+        found = load_predictor(card, device)
+        assert found is not None
+        return found
     except (ValueError, OSError) as error:
         # what was left out of the loaded ones fails again
         if key not in _told:
             _told.add(key)
             logger.warning("no prediction of sigma maps, the sketch runs alone: %s", error)
-        return None
+        if isinstance(error, OSError):
+            missing = isinstance(error, FileNotFoundError)
+            return Refused("the predictor's file is missing" if missing else "the predictor's file cannot be read")
+        return Refused("the predictor is damaged, or not made for this network")

@@ -34,6 +34,7 @@ def distill(
 ) -> None:
     """Make the predictor of a model's sigma maps; started again after a kill, it goes on where it was."""
     try:
+        from voxelsigma.training.checks import check_whole
         from voxelsigma.training.config import DataSettings
         from voxelsigma.training.distill import distill as run
         from voxelsigma.training.distill import held_out_in
@@ -42,6 +43,7 @@ def distill(
         raise without_extra("distill", error) from None
     import torch
 
+    check_whole("distill", "threads", threads, 0)
     if threads > 0:
         torch.set_num_threads(threads)
     excluded = held_out_in(data) if exclude is None else tuple(name for name in exclude if name)

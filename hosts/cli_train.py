@@ -20,12 +20,14 @@ def train(
 ) -> None:
     """Train a network and write its model card; started again after a kill, it goes on where it was."""
     try:
+        from voxelsigma.training.checks import check_whole
         from voxelsigma.training.config import load_config
         from voxelsigma.training.run import train as run
     except ModuleNotFoundError as error:
         raise without_extra("train", error) from None
     import torch
 
+    check_whole("train", "threads", threads, 0)
     if threads > 0:
         torch.set_num_threads(threads)
     card = run(load_config(config, folder=data), out, accelerator=accelerator, report=print)

@@ -184,6 +184,7 @@ class Judge:
     _before: Moments | None = field(default=None, init=False)
     _certificate: Certificate | None = field(default=None, init=False)
     _corrected: Priors = field(default_factory=dict, init=False)
+    _doubts: dict[MapKind, float] = field(default_factory=dict, init=False)
 
     def __call__(self, state: Sketch) -> bool:
         """Whether the sketch has seen enough."""
@@ -220,6 +221,9 @@ class Judge:
         """Predict if it is time to, test the prediction, and correct it by the probes."""
         before, count = self._before, state.sums.count
         if before is None or any(before.count < one <= count for one in PREDICTED_AT):
+            # what was found out of the last one, until there are probes that this one has not seen
+            if before is not None:
+                self._doubts = {kind: self._doubt(state, before, kind) for kind in self._corrected}
             self._predictions, before = self.predict(state), state.sums.copy()
         tests = (
             self.energies.certificate(_mean_energy(state, one, kind), self.tolerance, kind=kind)
@@ -227,12 +231,21 @@ class Judge:
         )
         known = max(tests, key=lambda one: one.worst)
         self._corrected = {
-            kind: _doubted(self.energies.corrected(one, _energy(state, kind), kind), state, before, kind)
-            for kind, one in self._predictions.items()
+            kind: _less(self._level(state, kind), self._doubt(state, before, kind))
+            for kind in self._predictions
             if known.passed
         }
         self._before, self._certificate = before, known
         return known
+
+    def _level(self, state: Sketch, kind: MapKind) -> Prior:
+        return self.energies.corrected(self._predictions[kind], _energy(state, kind), kind)
+
+    def _doubt(self, state: Sketch, before: Moments, kind: MapKind) -> float:
+        later = _later(state, before, kind)
+        if later is None:
+            return self._doubts.get(kind, 1.0)
+        return _believed(self._level(state, kind), later, state.inside)
 
 
 def _predicted(state: Sketch, before: Moments, prior: Prior, kind: MapKind) -> SigmaMap:
@@ -249,18 +262,15 @@ def _later(state: Sketch, before: Moments, kind: MapKind) -> SigmaMap | None:
     return None if later.count < BLOCK_SIZE else independent_map(replace(state, sums=later), kind)
 
 
-def _doubted(prior: Prior, state: Sketch, before: Moments, kind: MapKind) -> Prior:
-    r"""A prediction worth :math:`g \nu_0` only, if later probes say that it is worth less than it states.
+def _believed(prior: Prior, later: SigmaMap, inside: Tensor) -> float:
+    r"""Which part g of its worth :math:`\nu_0` a prediction has by probes that it has not seen, at most 1.
 
-    The factor, :math:`2^{-k/2}` and at most 1, minimises `marginal_loss` over the object. The probes' own degrees of
+    Of the powers :math:`2^{-k/2}` that which minimises `marginal_loss` over the object. The probes' own degrees of
     freedom are estimates, and up to a fifth too many where few probes lie behind them: that is not put down to the
     prediction.
     """
-    later = _later(state, before, kind)
-    if later is None:
-        return prior
     measured = measured_variance(later)
-    known = state.inside & (prior.variance > 0) & (measured > 0)
+    known = inside & (prior.variance > 0) & (measured > 0)
     freedom = _SURE * later.degrees_of_freedom
     given = prior.variance[known].log(), prior.freedom[known].log(), measured[known], freedom[known]
 
@@ -270,7 +280,11 @@ def _doubted(prior: Prior, state: Sketch, before: Moments, kind: MapKind) -> Pri
     step, least = 0, loss(0)
     while step < _MOST_DOUBT and (further := loss(step + 1)) < least:
         step, least = step + 1, further
-    return prior if step == 0 else replace(prior, freedom=prior.freedom * math.exp(-step * _DOUBT))
+    return math.exp(-step * _DOUBT)
+
+
+def _less(prior: Prior, part: float) -> Prior:
+    return prior if part == 1 else replace(prior, freedom=part * prior.freedom)
 
 
 def _better(best: SigmaMap, own: SigmaMap, prior: Prior, inside: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ def fit_responses(
 
     Returns
     -------
-        A filter for each; None where there are too few observations for any, or no coil sees anything.
+        A filter for each; None where there are too few observations for any, no coil sees anything, or no numbers come
+        of it.
     """
     inside = object_mask(image)
     chosen = _spread(inside)
@@ -90,7 +91,9 @@ def fit_responses(
     phase = direction.conj().to(covariates[0].dtype)
     turned = (phase * pushed).real
     energy = neighbourhood_mean(turned.square().mean(dim=0), 5)
-    scale = energy.flatten()[chosen].clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()
+    scale = energy.flatten()[chosen]
+    # a voxel that passes nothing on teaches nothing
+    scale = torch.where(scale > torch.finfo(scale.dtype).tiny, scale.rsqrt(), 0)
     here = phase.flatten()[chosen]
     wanted = turned.flatten(1)[:, chosen] * scale
     # of different images by their size, so that one ridge is for all
@@ -110,6 +113,8 @@ def fit_responses(
         factors = _ridge_regression((products.flatten(1)[:, chosen] * values for values in fitted), wanted)
         scaled = torch.einsum("f,fyx->yx", factors, products).clamp(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
         weights = [one * scaled for one in weights]
+    if not all(bool(one.isfinite().all()) for one in weights):
+        return None
     return tuple(
         Response(offsets=shape.offsets, weights=_beside(one / size, shape.offsets, inside, first=place == 0))
         for place, (one, shape, size) in enumerate(zip(weights, shapes, sizes, strict=True))
@@ -143,6 +148,23 @@ def fit_response(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Te
     """`fit_responses` of the zero-filled image alone."""
     found = fit_responses(pushed, (covariate,), image, direction)
     return None if found is None else found[0]
+
+
+def unexplained(pushed: Tensor, covariate: Tensor, image: Tensor, direction: Tensor) -> float:
+    r"""Part of the probes' energy in phase that a covariate leaves, by the local energy, mean over the object.
+
+    Parameters
+    ----------
+    pushed, covariate
+        Probes u, and the covariate c of the same, shape `(probes, y, x)`.
+    image, direction
+        The reconstruction and its phase factor, shape `(y, x)`.
+    """
+    inside, phase = object_mask(image), direction.conj()
+    left = (phase * (pushed - covariate)).real.square().mean(dim=0)[inside]
+    energy = neighbourhood_mean((phase * pushed).real.square().mean(dim=0), 5)[inside]
+    told = energy > torch.finfo(energy.dtype).tiny
+    return float((left[told] / energy[told]).mean()) if bool(told.any()) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from voxelsigma.noise.inverse import Operator
 from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.moments import Moments, accumulate, moments
 from voxelsigma.noise.probes import BLOCK_SIZE, ProbeSource
-from voxelsigma.noise.response import Response, fit_response
+from voxelsigma.noise.response import Response, fit_response, unexplained
 from voxelsigma.noise.sigma import MapKind, SigmaMap, sigma_map
 from voxelsigma.noise.surrogate import (
     CHEAP_PER_PROBE,
@@ -28,6 +28,7 @@ from voxelsigma.noise.voxels import object_mask, phase_factor
 
 logger = logging.getLogger("voxelsigma.sketch")
 
+_WORTH_IT = 0.9
 _CHEAP = -1
 """Last counter of probes that are pushed through a surrogate alone; those of images are 0 and more."""
 
@@ -220,10 +221,6 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _left_out() -> None:
-    logger.warning("the learned surrogate is not finite: the sketch goes on with the filter of this scan")
-
-
 def _error(state: Sketch, kind: MapKind, voxels: Tensor) -> float:
     """Median relative standard error of a map over some voxels."""
     return float(state.map(kind).relative_error()[voxels].median())
@@ -247,36 +244,41 @@ class _Control:
     def __call__(self, batch: Tensor, pushed: Tensor, size: int) -> Tensor:
         """Covariate images of a batch of probes."""
         images = _joined([self._covariate.push(part) for part in batch.split(size)])
-        if not self._seen:
-            self._learn(pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
+        first = [] if self._seen else self._learn(pushed[:BLOCK_SIZE], images[:BLOCK_SIZE])
         self._seen += len(batch)
         if self._surrogate is None or self._simulated is None:
             return images if self._response is None else self._response(images)
         self._simulated.until(FIRST_CHEAP + CHEAP_PER_PROBE * self._seen)
         self.variance, self.freedom = self._simulated.estimate()
-        return _joined([self._surrogate(one) for one in images.split(size)])
+        others = images[sum(map(len, first)) :]
+        return _joined([*first, *(self._surrogate(one) for one in others.split(size) if len(one))])
 
-    def _learn(self, pushed: Tensor, images: Tensor) -> None:
+    def _learn(self, pushed: Tensor, images: Tensor) -> list[Tensor]:
+        """Choose by the first block; what the surrogate makes of it, if it is that."""
         if self._covariate.filtered_variance is None or len(pushed) < BLOCK_SIZE:
-            return
+            return []
         self._response = fit_response(pushed, images, self._image, self._direction)
         if self._response is None:
-            return
+            return []
         self.variance = self._covariate.filtered_variance(self._response)
         learned = self._covariate.learned
-        if learned is not None:
-            second = learned.second(images)
-            own = learned(images, second)
-            # what is no number anywhere would be none in the whole map
-            if not bool(own.isfinite().all()):
-                _left_out()
-                return
+        if learned is None:
+            return []
+        second = learned.second(images)
+        own = learned(images, second)
+        # what is no number anywhere would be none in the whole map
+        if bool(own.isfinite().all()):
             fitting = adapted(learned, pushed, images, second, own, self._image, self._direction)
-            if not fitting.finite():
-                _left_out()
-                return
-            self._surrogate = fitting
-            self._simulated = SimulatedVariance(draw=self._drawn, known=self.variance)
+            own = fitting(images, second)
+        if not bool(own.isfinite().all()):
+            logger.warning("the learned surrogate is not finite: the sketch goes on with the filter of this scan")
+            return []
+        left = (unexplained(pushed, one, self._image, self._direction) for one in (own, self._response(images)))
+        if next(left) > _WORTH_IT * next(left):
+            return []
+        self._surrogate = fitting
+        self._simulated = SimulatedVariance(draw=self._drawn, known=self.variance)
+        return [own]
 
     def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
         """A block of cheap probes: through the surrogate, and through the filter whose variance is known."""

@@ -63,11 +63,6 @@ class Surrogate:
         """The zero-filled images of probes `(probes, y, x)` behind the first operator."""
         return self.stages[0].operator(images)
 
-    def finite(self) -> bool:
-        """Whether all weights are numbers."""
-        filters = [one for stage in self.stages for one in (stage.kept, stage.passed, stage.first, stage.second)]
-        return all(bool(one.weights.isfinite().all()) for one in filters if one is not None)
-
     def __call__(self, images: Tensor, second: Tensor | None = None) -> Tensor:
         """Of zero-filled images, shape `(probes, y, x)`, and of `second` of them, if that is known."""
         second = self.second(images) if second is None else second

@@ -14,10 +14,15 @@ def phase_factor(image: Tensor) -> Tensor:
 
 
 def object_mask(image: Tensor, threshold: float = 0.1) -> Tensor:
-    """Voxels of the object: brighter than a tenth of the image's 99th percentile, shape `(...)`, boolean."""
+    """Voxels of the object: brighter than a tenth of the image's 99th percentile, shape `(...)`, boolean.
+
+    Where that is 0, all that is not; of an image of zeros everything.
+    """
     magnitude = image.abs().double().flatten()
     rank = max(1, round(0.99 * magnitude.numel()))
     bright = magnitude.kthvalue(rank).values
+    if not bool(bright) and bool(magnitude.any()):
+        return image.abs() > 0
     return image.abs() >= threshold * bright
 
 

@@ -92,7 +92,9 @@ def distill(
     ------
     FileNotFoundError, ValueError
         If card, weights, data or the predictor to begin from are not valid, the card is not of a network, the folder
-        holds another run, or too many scans cannot be measured.
+        holds another run, there is no such accelerator, or too many scans cannot be measured.
+    RuntimeError
+        If the accelerator is not to be had here; nothing was done then.
     OSError
         If the folder cannot be written; nothing was done then.
     """
@@ -120,14 +122,14 @@ def distill(
     run = _Run(model, source, parts, examples, chosen, folder, begin, tell)
     predictor = run.begun()
     described = run.described(data.kind)
-    claim(folder, described)
     surrogate_folder = folder / "surrogate"
-    surrogate_folder.mkdir(exist_ok=True)
-    # each has a log of its own
+    # each has a log of its own; an accelerator that is not there must not leave a folder
     fabrics = [make_fabric(chosen.fit_settings(), one, accelerator=accelerator) for one in (folder, surrogate_folder)]
     for one in fabrics:
         one.launch()
     fabric = fabrics[0]
+    claim(folder, described)
+    surrogate_folder.mkdir(exist_ok=True)
     network = load_model(model, fabric.device)
     assert isinstance(network, Network)
     run.surrogate_trained(predictor.surrogate, network, fabrics[1], described)

@@ -19,7 +19,12 @@ def destination(card: ModelCard, out: Path | None) -> Path:
     # the folder itself is made when there is something to be put into it
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise OSError(f"{folder}: cannot be written, and the predictor lies beside its card; name a folder with --out")
+        if out is None:
+            raise OSError(
+                f"{folder}: cannot be written, and the predictor lies beside its card; name a folder with --out"
+            )
+        reason = "may not be written to" if there.is_dir() else "is not a folder"
+        raise OSError(f"{folder}: cannot be written ({there} {reason}); name another folder with --out")
     target = folder / card.path.name
     if target.exists() and model_identity(load_card(str(target))) != model_identity(card):
         raise ValueError(f"{target}: is the card of another network than {card.path}; choose another folder")

@@ -82,7 +82,7 @@ def alone(scan: Path, card: Path, tmp_path_factory: pytest.TempPathFactory) -> A
     """What a sketch of so many probes gives with the predictor's surrogate, of which nothing is predicted."""
     folder, own = tmp_path_factory.mktemp("alone"), estimation.Estimator._covariate
     predictor = predictor_of(load_card(str(card)), torch.device("cpu"))
-    assert predictor is not None
+    assert isinstance(predictor, SigmaPredictor)
 
     def taught(self: estimation.Estimator, plane: Plane, image: Tensor) -> Covariate:
         covariate = own(self, plane, image)
@@ -281,6 +281,12 @@ def test_a_wrong_prediction_leaves_the_sketch(
         assert meta[f"voxelsigma_{name}"] == meta_of(alone(64))[f"voxelsigma_{name}"]
 
 
+def test_far_off_is_told_without_a_figure(scan: Path, card: Path, tmp_path: Path, predicts: Patch) -> None:
+    predicts(1e-100)
+    meta = meta_of(run(scan, pipeline(card, tmp_path, probes="8"), tmp_path / "out.h5"))
+    assert meta["voxelsigma_prior"] == "dropped for 1 of 1 planes: a region is off by more than 1000 %"
+
+
 def test_the_surrogate_of_a_dropped_prediction_changes_the_error_alone(plain: dict[int, Series], alone: Alone) -> None:
     """Both sketches are of the same probes; the surrogate, which nobody trained, is adapted to the scan."""
     inside = map_of(plain, 1) > 0.1 * map_of(plain, 1).max()
@@ -313,6 +319,7 @@ def test_planes_of_a_volume_are_judged_one_by_one(tmp_path: Path, card: Path, pr
     assert 6 < planes < 16
     # planes are small, so that one of the others may happen to be dropped as well
     assert planes - 5 <= dropped < planes
+    assert meta_of(series)["voxelsigma_estimator"] == "sketch with control variate, in part with a predicted prior"
     assert int(meta_of(series)["voxelsigma_probes"]) == 16
     alone = run(volume, pipeline(card, tmp_path, probes="16", prior="off"), tmp_path / "alone.h5")
     # (1, 1, z, y, x): the readout is the last axis

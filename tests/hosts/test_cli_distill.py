@@ -75,6 +75,7 @@ def test_nothing_is_excluded_where_that_is_asked_for(called: Called, tmp_path: P
         (["unrolled_small", "--data", ".", "--out", "x"], "data: . holds no .nii.gz, .nii, .npz file"),
         (["unrolled_small", "--data", "nowhere", "--out", "x"], "data: nowhere is not a folder"),
         (["unrolled_small", "--data", ".", "--out", "x", "--kind", "dicom"], "kind must be one of volumes, ismrmrd"),
+        (["unrolled_small", "--data", ".", "--threads", "-3"], "distill: threads must be a whole number of at least 0"),
         (["unrolled_small", "--data", ".", "--probes", "1"], "distill: probes must be a whole number of at least 2"),
     ],
 )
@@ -84,6 +85,12 @@ def test_what_is_wrong_is_told(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["distill", *arguments])
     assert told in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_refuses_the_same_threads(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "nothing.yaml", "-o", str(tmp_path / "out"), "--threads", "-3"])
+    assert "train: threads must be a whole number of at least 0, got -3" in str(result.exception)
     assert not list(tmp_path.iterdir())
 
 

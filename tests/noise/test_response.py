@@ -12,7 +12,7 @@ from voxelsigma.noise.linearize import Linearization
 from voxelsigma.noise.probes import ProbeSource
 from voxelsigma.noise.response import REACH, Response, fit_response, image_features
 from voxelsigma.noise.sketch import Stopping, sketch
-from voxelsigma.noise.voxels import phase_factor
+from voxelsigma.noise.voxels import object_mask, phase_factor
 
 SIZE, COILS = 40, 3
 MapMaker = Callable[[int, int, int], Tensor]
@@ -173,3 +173,23 @@ def test_objects_of_any_size_teach_what_they_can(side: int) -> None:
     # a product of features is only known to the second regression
     error = (learned - truth)[inside].square().mean().sqrt()
     assert float(error) < 0.25 * float((truth - truth[inside].mean())[inside].square().mean().sqrt())
+
+
+def test_voxels_that_pass_nothing_on_teach_nothing() -> None:
+    """In single precision, where the inverse of next to nothing is infinite."""
+    image = head((64, 64)).to(torch.complex64)
+    images = torch.randn(8, 64, 64, generator=torch.Generator().manual_seed(14), dtype=torch.complex64)
+    dead = torch.arange(64) < 32
+    pushed = torch.where(dead, 0, 0.5) * images
+    found = fit_response(pushed, images, image, phase_factor(image))
+    assert found is not None
+    assert bool(found.weights.isfinite().all())
+    inside = object_mask(image) & (torch.arange(64) >= 40)
+    assert float((found(images) - pushed)[:, inside].abs().square().mean()) < 0.05
+
+
+def test_the_object_of_a_few_voxels_is_these() -> None:
+    image = torch.zeros(24, 24, dtype=torch.complex64)
+    assert bool(object_mask(image).all())
+    image[3, 4:6] = torch.tensor([2, 0.1j])
+    assert object_mask(image).nonzero().tolist() == [[3, 4], [3, 5]]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning_fabric.accelerators.cuda import CUDAAccelerator
 from tests.training.distilled import SETTINGS, tiny_card, volume_folder
 
 from voxelsigma.models.cards import ModelCard, load_card
@@ -102,15 +103,29 @@ def test_folders_that_cannot_be_written_are_refused_first(
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(OSError, match=r"file: cannot be written, and the predictor lies beside its card; .*--out"):
-        distill(card, data, out=file, settings=SETTINGS)
-    with pytest.raises(OSError, match="cannot be written"):
-        distill(card, data, out=file / "below", settings=SETTINGS)
+    for out in (file, file / "below"):
+        told = rf"^{out}: cannot be written \({file} is not a folder\); name another folder with --out$"
+        with pytest.raises(OSError, match=told):
+            distill(card, data, out=out, settings=SETTINGS)
     # who runs as root may write everywhere
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(OSError, match=r"card.*: cannot be written"):
+    told = r"card.*: cannot be written, and the predictor lies beside its card; name a folder with --out$"
+    with pytest.raises(OSError, match=told):
         distill(card, data, settings=SETTINGS)
+    told = rf"new: cannot be written \({tmp_path} may not be written to\); name another folder with --out$"
+    with pytest.raises(OSError, match=told):
+        distill(card, data, out=tmp_path / "new", settings=SETTINGS)
     assert sorted(path.name for path in card.parent.iterdir()) == ["tiny.safetensors", "tiny.yaml"]
+
+
+@pytest.mark.parametrize("accelerator", ["garbage", "cuda"])
+def test_an_accelerator_that_is_not_there_leaves_nothing(
+    tmp_path: Path, card: Path, data: DataSettings, accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: False))
+    with pytest.raises((ValueError, RuntimeError), match=r"invalid accelerator name|`CUDAAccelerator` can not run"):
+        distill(card, data, out=tmp_path / "out", settings=SETTINGS, accelerator=accelerator)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_data_leave_nothing(tmp_path: Path, card: Path, data: DataSettings) -> None:
