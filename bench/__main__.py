@@ -15,13 +15,13 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench import error, exact, linear, machine, memory, probe_cost, times
+from bench import error, exact, instant, linear, machine, memory, probe_cost, times
 from bench.front_end import front_end_table
 from bench.networks import QUICK, SETTINGS, SHIPPED, Size, data_folder
 from bench.processes import ROOT, Call, together
 from bench.roads import TRIAL_SCALE
 
-PARTS: Final = ("probe", "linear", "front_end", "exact", "memory", "error")
+PARTS: Final = ("probe", "linear", "front_end", "exact", "instant", "memory", "error")
 """In the order in which they run: first what takes times, alone; then what another process may run beside."""
 
 LATEST, PARTIAL = ROOT / "bench" / "latest.json", ROOT / "bench" / "results" / "partial.json"
@@ -41,6 +41,8 @@ class Plan:
         Of the memory: time for a figure, most probes, processes of the fewest.
     accelerations, probes, reference, size, network
         Of the error: masks, probes of the run and of the reference, matrix, network.
+    predictor, predicted
+        Of predictions: the card, and masks.
     threads
         Of torch, where times are taken.
     """
@@ -57,6 +59,8 @@ class Plan:
     reference: int = 2000
     size: int = 128
     network: str = SHIPPED
+    predictor: str = "unrolled_small"
+    predicted: Sequence[float] = instant.ACCELERATIONS
     threads: int = 1
 
 
@@ -96,6 +100,12 @@ def measure(plan: Plan, data: str | None, say: Callable[[str], None]) -> dict[st
     if "front_end" in plan.parts:
         say("front end")
         found["front_end"] = Call(target="bench.__main__:front_end_figures", threads=plan.threads)()
+    if "instant" in plan.parts and data is None:
+        say("predictions: left out, there are no held-out heads")
+    elif "instant" in plan.parts:
+        say(f"predictions: {plan.predictor}")
+        given = {"name": plan.predictor, "data": data, "accelerations": plan.predicted}
+        found["instant"] = Call(target="bench.instant:figures", arguments=given, threads=plan.threads)()
     _beside(plan, data, say, found)
     if "probe" in found and "error" in found:
         found["time_to_error"] = times.times_to_error(found["probe"], found["error"])
@@ -146,6 +156,8 @@ def show(found: dict[str, Any], console: Console) -> None:
         put(table)
     for table in times.tables(found.get("time_to_error", [])):
         put(table)
+    for table in instant.tables(found.get("instant", [])):
+        put(table)
     if "linear" in found:
         put(linear.linear_table(found["linear"]))
     if "front_end" in found:
@@ -168,7 +180,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     chosen: dict[str, Any] = {}
     if options.quick:
         chosen |= {"settings": QUICK, "repeats": 3, "seconds": 5.0, "memory_seconds": 10.0, "most": 64, "tries": 2}
-        chosen |= {"probes": 64, "reference": 512}
+        chosen |= {"probes": 64, "reference": 512, "predicted": (6.0,)}
     for name in ("parts", "repeats", "seconds", "memory_seconds", "threads", "probes", "reference", "accelerations"):
         given = getattr(options, name)
         if given is not None:

@@ -2,13 +2,13 @@
 
 Scans of held-out heads, 8 coils, SNR 20, masks along two axes, R = 4, 6, 8: σ error of the plain sketch, of the control
 variate, and of what pipelines make of a prediction and the same probes, against the number of probes; the time to 5 %
-and to 3 %; and how many scans keep the prediction. Then scans that the predictor was not made for: more acceleration,
-lines alone on another matrix, a phantom, another network; `--brains` adds measured ones.
+and to 3 %; and how many scans keep the prediction. Then scans elsewhere: more acceleration than it was made for, lines
+alone on another matrix with more coils, a phantom, another network; `--brains` adds measured ones.
 
 Errors are root mean squares over the object, relative, against a reference of its own probes, whose variance is taken
 off; the 95 % interval is that of the quotient of two estimates, so that the reference's error does not count. Every
 road pays for what it needs alone: the plain sketch for no covariate, nobody else for the prediction. Figures go to
-`bench/results/instant.json`.
+`bench/results/instant.json`; `python -m bench.instant_picture` draws them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from bench.brains import full_scan, poisson_scan
 from bench.networks import SHIPPED, SNR, data_folder, make_case
 from bench.processes import ROOT
 from bench.recorded import Recorded, sketched
-from voxelsigma.models.cards import load_card, load_model
+from voxelsigma.models.cards import ModelCard, load_card, load_model
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import KINDS, SigmaPredictor, plane_features, probe_features
 from voxelsigma.models.predictor_file import load_predictor
@@ -45,7 +45,7 @@ from voxelsigma.noise.sigma import MapKind, SigmaMap
 from voxelsigma.noise.sketch import Sketch, Stopping, sketch
 from voxelsigma.noise.voxels import object_mask, phase_factor
 from voxelsigma.training.compare import plane_of
-from voxelsigma.training.example import Example
+from voxelsigma.training.examples import Example, ExampleSettings
 from voxelsigma.training.held_out import HELD_OUT, Setting, held_out_slices
 from voxelsigma.training.volumes import Volume, load_volumes
 
@@ -60,7 +60,7 @@ WRONG: Final = 0.3
 WORSE: Final = 1.05
 
 _BEYOND = 12.0
-_OTHER_MATRIX = 128
+_OTHER_MATRIX, _OTHER_COILS = 144, 20
 _OTHERS = ("unrolled_small", "unrolled_ssdu")
 _SMALLEST = 1e-4
 
@@ -95,27 +95,50 @@ def main() -> None:
     console, found = Console(width=150), []
     for name in options.cards:
         card = load_card(name)
-        network, predictor = load_model(card, torch.device("cpu")), load_predictor(card, torch.device("cpu"))
-        if predictor is None or not isinstance(network, Network):
-            raise SystemExit(f"bench.instant: {name} has no predictor; `voxelsigma distill` makes one")
-        cases = list(all_cases(card.name, network, options))
-        until = time.monotonic() + options.minutes * 60
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for number, case in enumerate(cases):
-            if time.monotonic() > until:
-                console.print(f"{len(cases) - number} of {len(cases)} scans left out: --minutes {options.minutes:g}")
-                break
-            rows.setdefault(case.group, []).append(one_scan(case, predictor, number, options.reference))
-            console.print(f"{card.name}: {number + 1}/{len(cases)} scans ({case.group})", style="dim")
-        for group, seen in rows.items():
-            found.append({"network": card.name, "group": group, **pooled(seen)})
-            for kind in found[-1]["kinds"]:
-                console.print(table(found[-1], kind))
-        told = certified([row for seen in rows.values() for row in seen])
-        console.print(told)
-        found.append({"network": card.name, "group": "certificate", **told})
+        rows = measured(card, options, console)
+        groups = summed(card, rows)
+        for one in tables(groups):
+            console.print(one)
+        console.print(told := certified([row for seen in rows.values() for row in seen]))
+        found += [*groups, {"network": card.name, "group": "certificate", **told}]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def figures(
+    *,
+    name: str,
+    data: str,
+    accelerations: Sequence[float] = ACCELERATIONS,
+    matrix: int = MATRIX,
+    reference: int = REFERENCE,
+) -> list[dict[str, Any]]:
+    """Of a short run, for `make bench`: one held-out head of each acceleration, and nothing elsewhere."""
+    given = {"slices": 1, "elsewhere": 0, "matrix": matrix, "reference": reference, "minutes": 5, "data": data}
+    options = parsed([name, *(f"--{option}={value}" for option, value in given.items())])
+    options.acceleration, card = list(accelerations), load_card(name)
+    return summed(card, measured(card, options, Console(stderr=True)))
+
+
+def measured(card: ModelCard, options: argparse.Namespace, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """Figures of the scans of every group, as many as there is time for."""
+    network, predictor = load_model(card, torch.device("cpu")), load_predictor(card, torch.device("cpu"))
+    if predictor is None or not isinstance(network, Network):
+        raise SystemExit(f"bench.instant: {card.name} has no predictor; `voxelsigma distill` makes one")
+    cases = list(all_cases(card.name, network, options))
+    until = time.monotonic() + options.minutes * 60
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for number, case in enumerate(cases):
+        if time.monotonic() > until:
+            console.print(f"{len(cases) - number} of {len(cases)} scans left out: --minutes {options.minutes:g}")
+            break
+        rows.setdefault(case.group, []).append(one_scan(case, predictor, number, options.reference))
+        console.print(f"{card.name}: {number + 1}/{len(cases)} scans ({case.group})", style="dim")
+    return rows
+
+
+def summed(card: ModelCard, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    return [{"network": card.name, "group": group, **pooled(seen)} for group, seen in rows.items()]
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -129,16 +152,18 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--elsewhere", type=int, default=1, help="scans of each kind that it was not made for")
     parser.add_argument("--brains", action="store_true", help="and measured brains, which take minutes each")
     parser.add_argument("--minutes", type=float, default=12.0, help="for one card; scans beyond are left out")
+    parser.add_argument("--data", help="folder with the held-out heads")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "instant.json")
     return parser.parse_args(arguments)
 
 
 def all_cases(name: str, network: Network, options: argparse.Namespace) -> Iterator[Case]:
     """Scans in the order in which they are measured: one of every kind before the second of any."""
-    folder = data_folder()
-    if folder is None:
-        raise SystemExit("bench.instant: needs the held-out heads; VOXELSIGMA_TEST_DATA names their folder")
-    volumes = load_volumes(Path(folder), only=HELD_OUT)
+    given = options.data or data_folder()
+    if given is None:
+        raise SystemExit("bench.instant: needs the held-out heads; VOXELSIGMA_TEST_DATA or --data names their folder")
+    folder = Path(given)
+    volumes = load_volumes(folder, only=[name for name in HELD_OUT if any(folder.rglob(f"{name}.*"))])
     for number in range(max(options.slices, options.elsewhere)):
         if number < options.slices:
             for acceleration in options.acceleration:
@@ -146,33 +171,35 @@ def all_cases(name: str, network: Network, options: argparse.Namespace) -> Itera
         if number < options.elsewhere:
             yield from _elsewhere(name, network, volumes, number, options.matrix)
     if options.brains:
-        for scan in (full_scan(Path(folder)), poisson_scan(Path(folder))):
+        for scan in (full_scan(folder), poisson_scan(folder)):
             yield _case(f"measured brain ({scan.name})", network, scan.example)
 
 
 def _elsewhere(name: str, network: Network, volumes: Sequence[Volume], number: int, matrix: int) -> Iterator[Case]:
-    """Scans that a predictor was not made for."""
+    """Other scans than heads with a mask along two axes, 8 coils, and an R that the predictor was made for."""
     beyond = Setting(mask="random_2d", acceleration=_BEYOND, matrix=matrix, snr=SNR)
-    yield _case(f"R={_BEYOND:g}", network, _head(volumes, beyond, number))
-    lines = Setting(mask="random_1d", acceleration=4.0, matrix=_OTHER_MATRIX, snr=SNR, maps="masked")
-    yield _case(f"lines, R=4, {_OTHER_MATRIX}, masked maps", network, _head(volumes, lines, number))
+    yield _case(f"R={_BEYOND:g}", network, _head(volumes, beyond.examples(), number))
+    lines = Setting(mask="random_1d", acceleration=4.0, matrix=_OTHER_MATRIX, snr=SNR, maps="masked").examples()
+    drawn = replace(lines, coils=(_OTHER_COILS, _OTHER_COILS))
+    words = f"lines, R=4, {_OTHER_MATRIX}, {_OTHER_COILS} coils, masked maps"
+    yield _case(words, network, _head(volumes, drawn, number))
     phantom = make_case(SHIPPED, (matrix, matrix), acceleration=6.0, seed=number)
     yield Case(group="phantom, R=6", network=network, plane=phantom.plane, kspace=phantom.kspace)
     other = next(one for one in _OTHERS if one != name)
     bound = load_model(load_card(other), torch.device("cpu"))
     assert isinstance(bound, Network)
     usual = Setting(mask="random_2d", acceleration=6.0, matrix=matrix, snr=SNR)
-    yield _case(f"another network ({other}), R=6", bound, _head(volumes, usual, number))
+    yield _case(f"another network ({other}), R=6", bound, _head(volumes, usual.examples(), number))
 
 
 def head_case(network: Network, volumes: Sequence[Volume], acceleration: float, matrix: int, number: int) -> Case:
     """A held-out head with a mask along two axes."""
     setting = Setting(mask="random_2d", acceleration=acceleration, matrix=matrix, snr=SNR)
-    return _case(f"held-out heads, R={acceleration:g}", network, _head(volumes, setting, number))
+    return _case(f"held-out heads, R={acceleration:g}", network, _head(volumes, setting.examples(), number))
 
 
-def _head(volumes: Sequence[Volume], setting: Setting, number: int) -> Example:
-    return held_out_slices(volumes, setting.examples(), slices=number + 1, seed=3)[number]
+def _head(volumes: Sequence[Volume], drawn: ExampleSettings, number: int) -> Example:
+    return held_out_slices(volumes, drawn, slices=number + 1, seed=3)[number]
 
 
 def _case(group: str, network: Network, scan: Example) -> Case:
@@ -336,6 +363,11 @@ def time_to(target: float, errors: Sequence[float], seconds: Sequence[float]) ->
             return float(np.exp(x0 + (np.log(target) - y0) * (x1 - x0) / (y1 - y0)))
     # beyond the last count errors fall with the root of the probes
     return seconds[-1] * (errors[-1] / target) ** 2
+
+
+def tables(groups: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Of every group, one for each kind of map."""
+    return (table(found, kind) for found in groups for kind in found["kinds"])
 
 
 def table(found: Mapping[str, Any], kind: MapKind) -> Table:

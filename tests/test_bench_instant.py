@@ -1,6 +1,8 @@
 """The comparison of predictions with sketches runs, and its figures mean what they say."""
 
 import importlib
+import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from voxelsigma.models.network import Network
 from voxelsigma.models.predictor import SigmaPredictor
@@ -31,6 +34,21 @@ def module() -> Iterator[Any]:
         patch.setattr(found, "COUNTS", COUNTS)
         yield found
     sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def data(module: Any) -> str:
+    """Where the held-out heads are."""
+    folder: str | None = importlib.import_module("bench.networks").data_folder()
+    if folder is None:
+        pytest.skip("needs the held-out heads")
+    return folder
+
+
+@pytest.fixture
+def console() -> Console:
+    """One that keeps what is printed."""
+    return Console(record=True, width=200)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +90,41 @@ def test_tables_can_be_made(module: Any, row: Any) -> None:
         made = module.table(found, kind)
         assert [column.header for column in made.columns] == ["road", "8", "16", "32", "64", "s to 5 %", "s to 3 %"]
         assert made.row_count == len(module.ROADS) + 2
+    assert len(list(module.tables([found, found]))) == 2 * len(found["kinds"])
+
+
+def test_a_short_run_is_of_held_out_heads_alone(module: Any, data: str, console: Console) -> None:
+    groups = module.figures(name="unrolled_small", data=data, accelerations=[6.0], matrix=48, reference=64)
+    (found,) = groups
+    assert (found["network"], found["group"], found["scans"]) == ("unrolled_small", "held-out heads, R=6", 1)
+    assert json.loads(json.dumps(groups)) == groups
+    importlib.import_module("bench.__main__").show({"instant": groups}, console)
+    printed = console.export_text()
+    for kind in ("magnitude", "complex"):
+        assert f"unrolled_small, held-out heads, R=6, {kind}, 1 scans" in printed
+
+
+def test_a_whole_run_leaves_predictions_out_where_there_are_no_heads(module: Any) -> None:
+    main = importlib.import_module("bench.__main__")
+    said: list[str] = []
+    assert main.measure(main.Plan(parts=("instant",)), None, said.append) == {}
+    assert said == ["predictions: left out, there are no held-out heads"]
+
+
+def test_a_whole_run_asks_for_what_the_short_run_takes(module: Any, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    main = importlib.import_module("bench.__main__")
+    called: list[Any] = []
+
+    def call_up(self: Any) -> list[Any]:
+        called.append(self)
+        return []
+
+    monkeypatch.setattr(main.Call, "__call__", call_up)
+    assert main.measure(main.Plan(parts=("instant",), predicted=(6.0,)), data, lambda text: None) == {"instant": []}
+    (call,) = called
+    assert call.target == "bench.instant:figures"
+    inspect.signature(module.figures).bind(**call.arguments)
+    assert call.arguments["accelerations"] == (6.0,)
 
 
 def test_agreement_allows_for_the_error_of_the_reference(module: Any) -> None:
@@ -116,18 +169,21 @@ def test_the_certificate_is_judged_by_the_worst_region(module: Any) -> None:
     assert told["worse_than_control_variate"] == pytest.approx(1 / 3)
 
 
-def test_scans_are_measured_in_turns(module: Any) -> None:
-    folder = importlib.import_module("bench.networks").data_folder()
-    if folder is None:
-        pytest.skip("needs the held-out heads")
-    options = module.parsed(["mine", "--slices", "2", "--elsewhere", "1", "-R", "4", "8", "--matrix", "48"])
+def test_scans_are_measured_in_turns(module: Any, data: str) -> None:
+    options = module.parsed(
+        ["mine", "--slices", "2", "--elsewhere", "1", "-R", "4", "8", "--matrix", "48", "--data", data]
+    )
     network = Network(function=start_network("unrolled", {"steps": 1, "blocks": 1, "channels": 4}, seed=1))
-    groups = [case.group for case in module.all_cases("unrolled_small", network, options)]
+    cases = list(module.all_cases("unrolled_small", network, options))
+    groups = [case.group for case in cases]
     heads = ["held-out heads, R=4", "held-out heads, R=8"]
     assert groups[:2] == groups[-2:] == heads
     assert groups[2:-2] == [
         "R=12",
-        "lines, R=4, 128, masked maps",
+        "lines, R=4, 144, 20 coils, masked maps",
         "phantom, R=6",
         "another network (unrolled_ssdu), R=6",
     ]
+    sizes = {case.group: tuple(case.kspace.shape) for case in cases}
+    assert sizes.pop("lines, R=4, 144, 20 coils, masked maps") == (20, 144, 144)
+    assert set(sizes.values()) == {(8, 48, 48)}
