@@ -270,25 +270,25 @@ class _Run:
         """Files of the scans to learn from and of those to calibrate with, the missing ones measured."""
         settings, seed = self.settings, self.settings.seed
 
-        def measured(number: int, source: Source = self.parts.learned) -> ScanTarget:
+        def measured(number: int, source: Source = self.parts.learned, probes: int = settings.probes) -> ScanTarget:
             first = FIRST_PROBES[int(np.random.default_rng([seed, number, 3]).integers(len(FIRST_PROBES)))]
             return measure(
                 network,
                 self.scan(source, number, device),
                 first=first,
-                probes=settings.probes,
+                probes=probes,
                 seed=seed,
                 number=number,
                 surrogate=surrogate,
             )
 
         def checked(number: int) -> ScanTarget:
-            return measured(CALIBRATION_FIRST + number, self.parts.checked)
+            return measured(CALIBRATION_FIRST + number, self.parts.checked, settings.calibration_probes)
 
         # features show its maps: scans of another one are of no use
         weights = {name: one.cpu().numpy().tobytes().hex() for name, one in surrogate.state_dict().items()}
-        for name in ("scans", "calibration"):
-            claim(self.folder / name, {"surrogate": _hash(weights)})
+        claim(self.folder / "scans", {"surrogate": _hash(weights)})
+        claim(self.folder / "calibration", {"surrogate": _hash(weights), "probes": settings.calibration_probes})
         scans, checks = (
             target_files(self.folder / name, count, make=make, load=ScanTarget.load, tell=self.tell)
             for name, count, make in (
@@ -321,7 +321,14 @@ class _Run:
     def _fingerprint(self, described: dict[str, Any]) -> str:
         """Of everything that the result depends on."""
         # rates may change where a run diverged, how often something is saved or told at any time
-        free = ("learning_rate", "surrogate_learning_rate", "checkpoint_every", "log_every", "calibration_scans")
+        free = (
+            "learning_rate",
+            "surrogate_learning_rate",
+            "checkpoint_every",
+            "log_every",
+            "calibration_scans",
+            "calibration_probes",
+        )
         return _hash([described, {key: value for key, value in asdict(self.settings).items() if key not in free}])
 
 

@@ -24,8 +24,9 @@ class DistillSettings:
     ----------
     scans, probes
         Scans to learn from, and probes pushed through each to be predicted, beside those to predict from.
-    calibration_scans
-        Further scans that tell what predictions are worth.
+    calibration_scans, calibration_probes
+        Further scans that tell what predictions are worth, and probes of each to be predicted: so many that their own
+        error is small beside that of a prediction.
     matrix
         Range of the simulated scans' matrix, multiples of 4.
     steps, batch, learning_rate
@@ -48,7 +49,8 @@ class DistillSettings:
 
     scans: int = 400
     probes: int = 8
-    calibration_scans: int = 40
+    calibration_scans: int = 20
+    calibration_probes: int = 64
     matrix: tuple[int, int] = (80, 128)
     steps: int = 1500
     batch: int = 4
@@ -78,7 +80,7 @@ class DistillSettings:
             check_number("distill", f"{part}learning_rate", getattr(self, f"{part}learning_rate"), 1e-8, 1)
         if self.surrogate_stages is not None:
             check_stages(self.surrogate_stages)
-        for name, least in (("probes", 2), ("seed", 0), ("crop", 16)):
+        for name, least in (("probes", 2), ("calibration_probes", 2), ("seed", 0), ("crop", 16)):
             check_whole("distill", name, getattr(self, name), least)
         check_choice("distill", "precision", self.precision, _PRECISIONS)
 

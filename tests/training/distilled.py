@@ -26,6 +26,7 @@ SETTINGS = DistillSettings(
     scans=6,
     probes=4,
     calibration_scans=2,
+    calibration_probes=8,
     matrix=(80, 80),
     steps=4,
     batch=2,
