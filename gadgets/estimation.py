@@ -17,7 +17,7 @@ from voxelsigma.gadgets.images import image_fov_mm, labels
 from voxelsigma.gadgets.items import Whitening
 from voxelsigma.gadgets.planes import Plane, assemble, independent_planes
 from voxelsigma.gadgets.prediction import Judged, Refused, prediction, predictor_of, told_of, with_prior
-from voxelsigma.gadgets.reconstruction import Reconstruction
+from voxelsigma.gadgets.reconstruction import Reconstruction, unfit
 from voxelsigma.gadgets.sketch_properties import SketchProperties
 from voxelsigma.models.predictor import SigmaPredictor
 from voxelsigma.models.sense import SenseReconstruction
@@ -242,7 +242,7 @@ class Estimator:
                     self._stopping(),
                     predict,
                     scale=covariate.variance,
-                    fewest=self._fewest(),
+                    fewest=self._fewest(reconstruction, index),
                     covariate=covariate,
                     chunk=self.properties.chunk,
                     progress=report,
@@ -276,10 +276,16 @@ class Estimator:
             return None
         return predictor_of(reconstruction.card, self.device)
 
-    def _fewest(self) -> int:
+    def _fewest(self, reconstruction: Reconstruction, index: int) -> int:
         """Probes before a prediction may end the sketch: of a run to be repeated all, so that no value decides it."""
-        most = self._stopping().probes
-        return most if self.properties.seed is not None else min(self.properties.prior_probes, most)
+        most, asked = self._stopping().probes, self.properties.prior_probes
+        if self.properties.seed is not None:
+            return most
+        plane, windows = reconstruction.planes[index], reconstruction.functions[index].windows
+        if unfit(reconstruction.card, plane.item, plane, windows):
+            # what a prediction of such data is worth others must tell than those that it was made of
+            asked = max(asked, 2 * FEWEST)
+        return min(asked, most)
 
     def _sketch_name(self) -> str:
         return "sketch with control variate" if self.properties.control_variate else "sketch"

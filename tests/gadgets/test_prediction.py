@@ -134,6 +134,21 @@ def test_a_predictor_that_nobody_trained_is_asked_all_the_same(scan: Path, card:
         assert (map_of(series, index) > 0).mean() > 0.1
 
 
+def test_of_data_that_the_model_is_not_fit_for_more_is_asked(
+    scan: Path, card: Path, tmp_path: Path, predicts: Patch
+) -> None:
+    predicts()
+    for file in card.parent.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    other = tmp_path / card.name
+    text = other.read_text(encoding="utf-8")
+    assert text.count("coils: [1, 32]") == 1
+    other.write_text(text.replace("coils: [1, 32]", "coils: [16, 32]"), encoding="utf-8")
+    meta = meta_of(run(scan, pipeline(other, tmp_path), tmp_path / "out.h5"))
+    assert meta["voxelsigma_prior"] == "certified"
+    assert int(meta["voxelsigma_probes"]) == 16
+
+
 def test_without_it_the_sketch_is_alone(plain: dict[int, Series]) -> None:
     meta = meta_of(plain)
     assert meta["voxelsigma_prior"] == "none"
