@@ -20,7 +20,15 @@ from voxelsigma.training.compare import plane_of
 from voxelsigma.training.held_out import HELD_OUT, Setting, held_out_slices
 from voxelsigma.training.volumes import load_volumes
 
-WORTH: Final = {"modl_small": 50, "unrolled_n2r": 60, "unrolled_small": 50, "unrolled_ssdu": 60, "unrolled_vortex": 60}
+WORTH: Final = {
+    "modl_small": 50,
+    "unet_small": 40,
+    "unrolled_n2r": 100,
+    "unrolled_small": 55,
+    "unrolled_ssdu": 100,
+    "unrolled_vortex": 100,
+    "varnet_small": 30,
+}
 """Probes of a plain sketch that eight do the work of, at least, 96², R=6."""
 
 REFERENCE: Final = 200
