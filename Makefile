@@ -25,10 +25,10 @@ demo: setup
 
 # one process a core, one thread each: more threads only wait for each other
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-gadgetron: $(GADGETRON_VENV)/.installed
-	OMP_NUM_THREADS=1 $(GADGETRON_VENV)/bin/pytest -n auto --dist loadfile tests/gadgets tests/formats
+	OMP_NUM_THREADS=1 $(GADGETRON_VENV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder tests/gadgets tests/formats
 
 $(GADGETRON_VENV)/.installed: pyproject.toml constraints-gadgetron.txt
 	$(PYTHON) -m venv $(GADGETRON_VENV)

@@ -31,7 +31,7 @@ WORTH: Final = {
 }
 """Probes of a plain sketch that eight do the work of, at least, 96², R=6."""
 
-REFERENCE: Final = 200
+REFERENCE: Final = 96
 KINDS: Final[tuple[MapKind, ...]] = ("magnitude", "complex")
 
 
