@@ -15,14 +15,14 @@ class SketchProperties:
 
     It stops at `probes`, at `target_error` (relative, median over the object) or after `time_budget` seconds a plane,
     whichever comes first; with a `seed` on counts alone, so that it can be repeated: at `probes`, or at the fewer that
-    reach `target_error` for certain, whatever a prediction says. `maps` lists the series to
-    emit. `estimator` `auto` computes exactly where that is cheap (a linear reconstruction with sampling along one
-    axis), and for other linear reconstructions probes image space (`pico`) or k-space (`sketch`), by what their first
-    probes tell. `dtype` is the data type of the series.
+    reach `target_error` for certain, whatever a prediction says. `maps` lists the series to emit. `estimator` `auto`
+    computes exactly where that is cheap (a linear reconstruction with sampling along one axis), and for other linear
+    reconstructions probes image space (`pico`) or k-space (`sketch`), by what their first probes tell. `dtype` is the
+    data type of the series.
     `precision` `auto` lets a GPU push probes in bfloat16 or TF32 where the first ones show that σ stays within 1 %.
     `prior` `auto` begins with the map that the model's predictor makes, if its card has one: after `prior_probes`
-    probes it is tested, and while it passes, those (or as many as `target_error` takes) are enough. With a `seed` it is
-    tested and made use of all the same, but saves no probes.
+    probes it is tested, and while it passes, those (or as many as `target_error` takes) are enough; of data beyond
+    what the model is fit for at least 16. With a `seed` it is tested and made use of all the same, but saves no probes.
     `model` names the card of images that another process made, where that card is not a shipped one.
     """
 

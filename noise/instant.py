@@ -223,29 +223,26 @@ class Judge:
         if before is None or any(before.count < one <= count for one in PREDICTED_AT):
             # what was found out of the last one, until there are probes that this one has not seen
             if before is not None:
-                self._doubts = {kind: self._doubt(state, before, kind) for kind in self._corrected}
+                self._doubts = {
+                    kind: self._doubt(self._level(state, kind), state, before, kind) for kind in self._corrected
+                }
             self._predictions, before = self.predict(state), state.sums.copy()
         tests = (
             self.energies.certificate(_mean_energy(state, one, kind), self.tolerance, kind=kind)
             for kind, one in self._predictions.items()
         )
         known = max(tests, key=lambda one: one.worst)
-        self._corrected = {
-            kind: _less(self._level(state, kind), self._doubt(state, before, kind))
-            for kind in self._predictions
-            if known.passed
-        }
+        levels = {kind: self._level(state, kind) for kind in self._predictions if known.passed}
+        self._corrected = {kind: _less(one, self._doubt(one, state, before, kind)) for kind, one in levels.items()}
         self._before, self._certificate = before, known
         return known
 
     def _level(self, state: Sketch, kind: MapKind) -> Prior:
         return self.energies.corrected(self._predictions[kind], _energy(state, kind), kind)
 
-    def _doubt(self, state: Sketch, before: Moments, kind: MapKind) -> float:
+    def _doubt(self, prior: Prior, state: Sketch, before: Moments, kind: MapKind) -> float:
         later = _later(state, before, kind)
-        if later is None:
-            return self._doubts.get(kind, 1.0)
-        return _believed(self._level(state, kind), later, state.inside)
+        return self._doubts.get(kind, 1.0) if later is None else _believed(prior, later, state.inside)
 
 
 def _predicted(state: Sketch, before: Moments, prior: Prior, kind: MapKind) -> SigmaMap:

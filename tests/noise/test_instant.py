@@ -246,41 +246,6 @@ def test_a_prediction_that_knows_next_to_nothing_saves_no_probes() -> None:
 # --- predictions that are wrong
 
 
-@COVARIATES
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("states", "probes"), [(400.0, 64), (1000.0, 256)])
-def test_later_probes_tell_of_a_worth_that_is_overstated(
-    covariate: Covariate | None, kind: MapKind, states: float, probes: int
-) -> None:
-    found = instant(Predictor(priors(worth=states)), Stopping(probes=probes, target_error=1e-3), covariate)
-    assert found.certified
-    # taken at its word it covers 30 to 57 %
-    assert covered(found.map(kind)) > 0.87
-    assert WORTH / 2 < float(found.priors[kind].freedom.median()) < 2 * WORTH
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_found_out_of_one_prediction_holds_for_the_next(kind: MapKind) -> None:
-    at_8, at_16 = (
-        instant(Predictor(priors(worth=400.0)), Stopping(probes=probes, target_error=1e-3), COVARIATE)
-        for probes in (8, 16)
-    )
-    assert (at_8.before.count, at_16.before.count) == (8, 16)
-    assert float(at_8.priors[kind].freedom.median()) > 300
-    # by eight probes that only the first had not seen
-    assert float(at_16.priors[kind].freedom.median()) < 150
-    assert covered(at_16.map(kind)) > covered(at_8.map(kind)) + 0.2
-
-
-@COVARIATES
-@pytest.mark.parametrize("probes", [40, 64, 128])
-@pytest.mark.parametrize("worth", [40.0, 400.0])
-def test_what_states_its_worth_is_believed(covariate: Covariate | None, worth: float, probes: int) -> None:
-    found = instant(Predictor(knowing(worth)), Stopping(probes=probes, target_error=1e-3), covariate)
-    for kind in KINDS:
-        assert float(found.priors[kind].freedom.median()) == pytest.approx(worth, rel=0.1)
-
-
 def test_a_complex_map_that_is_wrong_alone_is_told_too() -> None:
     given = {**priors(), "complex": priors(half(1.6))["complex"]}
     found = instant(Predictor(given), Stopping(probes=64))
@@ -352,88 +317,6 @@ def test_the_error_bar_covers_what_is_tolerated(factor: Tensor | float, probes: 
     found = instant(Predictor(priors(factor)), Stopping(probes=probes, target_error=1e-3))
     # dropped or not: where it is right to be off by so much, either may happen
     assert covered(found.map(kind)) == pytest.approx(0.95, abs=0.02)
-
-
-# --- when it ends
-
-
-def test_the_target_is_met_by_a_prediction() -> None:
-    worths = {8: 40.0, 16: 60.0, 32: 200.0}
-    predict = Predictor(lambda count: priors(worth=worths[count]))
-    # 1/sqrt(2 · 200) = 5 %
-    found = instant(predict, Stopping(probes=512, target_error=0.051))
-    assert found.certified
-    assert predict.asked == [8, 16, 32]
-    assert found.sketch.sums.count == 32
-    # and a little more for the level, which the probes correct
-    assert 0.05 <= float(found.map().relative_error().median()) <= 0.051
-
-
-def test_the_target_counts_later_probes() -> None:
-    found = instant(Predictor(knowing(60.0)), Stopping(probes=512, target_error=0.06))
-    # 1/sqrt(2 (S - 32 - 1 + 60)) reaches 6 % with 139 squares, and a few for the level, which the probes correct
-    assert found.certified
-    assert found.sketch.sums.count == 120
-    assert float(found.map().relative_error().median()) <= 0.06
-
-
-def test_the_map_that_decides_can_be_chosen() -> None:
-    given = {**priors(), "complex": replace(priors()["complex"], freedom=torch.full((SIDE, SIDE), 200.0).double())}
-    for kind, count in (("complex", 8), ("magnitude", 64)):
-        found = instant_sketch(
-            JACOBIAN,
-            WHITE,
-            Stopping(probes=64, target_error=0.052),
-            lambda _: given,
-            scale=GUESS.square(),
-            kind="complex" if kind == "complex" else "magnitude",
-            chunk=8,
-        )
-        assert found.sketch.sums.count == count
-
-
-@COVARIATES
-def test_the_target_of_a_dropped_prediction_is_the_sketches_own(covariate: Covariate | None) -> None:
-    stopping = Stopping(probes=512, target_error=0.06)
-    found = instant(Predictor(priors(half(1.6))), stopping, covariate)
-    alone = sketch(JACOBIAN, WHITE, stopping, covariate=covariate)
-    assert 8 < found.sketch.sums.count == alone.sums.count < 512
-    assert equal(found.map(), alone.map())
-
-
-@pytest.mark.parametrize("factor", [1.0, 2.0])
-def test_a_time_budget_ends_it(factor: float) -> None:
-    ticks = iter(range(100))
-    predict = Predictor(priors(factor))
-    found = instant_sketch(
-        JACOBIAN,
-        WHITE,
-        Stopping(probes=512, target_error=1e-3, time_budget=1),
-        predict,
-        scale=GUESS.square(),
-        chunk=8,
-        clock=lambda: next(ticks),
-    )
-    assert found.sketch.sums.count == found.certificate.probes == 8
-    assert predict.asked == [8]
-    assert found.certified == (factor == 1)
-
-
-def test_what_is_kept_and_told_is_what_was_pushed() -> None:
-    kept: list[Tensor] = []
-    told: list[int] = []
-    instant_sketch(
-        JACOBIAN,
-        WHITE,
-        Stopping(probes=24),
-        Predictor(priors(2.0)),
-        scale=GUESS.square(),
-        chunk=8,
-        keep=kept.append,
-        progress=lambda done, limit: told.append(done),
-    )
-    assert torch.equal(torch.cat(kept), pushed(0, 24)[0])
-    assert told == [8, 16, 24]
 
 
 # --- of other kinds
